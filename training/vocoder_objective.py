@@ -1,0 +1,96 @@
+"""The vocoder to train and what it minimises."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from diffusers import MMAudioVocoder
+from torch import nn
+
+from pipeline_aud2studio.spectral import BandTransform
+
+from .vocoder_config import FrontEndConfig, GeneratorConfig, VocoderConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # auraloss imports librosa lazily and warns of what it does not need
+    from auraloss.freq import MultiResolutionSTFTLoss
+
+MEL_RESOLUTIONS = ((512, 128, 64), (2048, 512, 128))  # n_fft, hop, bands; beside those of the front end
+
+
+def front_end(mel: FrontEndConfig) -> BandTransform:
+    return BandTransform(mel.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
+
+
+def build_vocoder(config: VocoderConfig) -> MMAudioVocoder:
+    """A freshly initialised generator."""
+    vocoder = MMAudioVocoder(num_mels=config.mel.n_mels, **generator_arguments(config.model))
+    initialize(vocoder, config.mel)
+    return vocoder
+
+
+def generator_arguments(model: GeneratorConfig) -> dict[str, object]:
+    return {
+        "upsample_initial_channel": model.upsample_initial_channel,
+        "upsample_rates": model.upsample_rates,
+        "upsample_kernel_sizes": tuple(2 * rate for rate in model.upsample_rates),
+        "resblock_kernel_sizes": model.resblock_kernel_sizes,
+        "resblock_dilation_sizes": model.resblock_dilation_sizes,
+    }
+
+
+@torch.no_grad()
+def initialize(vocoder: MMAudioVocoder, mel: FrontEndConfig) -> None:
+    """Weights that keep the variance from layer to layer, and an output near -20 dBFS.
+
+    BigVGAN's own N(0, 0.01) relies on weight normalisation, which this class does not have: six stages would fade to
+    nothing. The first layer also undoes the mean and scale of log-mels, the residual branches start small.
+    """
+    pre = vocoder.conv_pre
+    nn.init.normal_(pre.weight, std=1 / math.sqrt(pre.weight[0].numel()))
+    pre.weight /= mel.std
+    pre.bias.copy_(-mel.mean * pre.weight.sum((1, 2)))
+    for stage in vocoder.ups:
+        nn.init.normal_(stage[0].weight, std=1 / math.sqrt(2 * stage[0].in_channels))  # two taps meet in every sample
+        nn.init.zeros_(stage[0].bias)
+    for block in vocoder.resblocks:
+        for first, second in zip(block.convs1, block.convs2, strict=True):
+            fan_in = first.weight[0].numel()
+            nn.init.normal_(first.weight, std=1 / math.sqrt(fan_in))
+            nn.init.normal_(second.weight, std=0.3 / math.sqrt(fan_in))
+            nn.init.zeros_(first.bias)
+            nn.init.zeros_(second.bias)
+    post = vocoder.conv_post
+    nn.init.normal_(post.weight, std=0.1 / math.sqrt(post.weight.numel()))
+
+
+class SpectralObjective(nn.Module):
+    """Reconstruction losses of a vocoder on waveforms (batch, samples).
+
+    Args:
+        transform: The front end.
+        mel_weight: Of the L1 distance of log-mels, the mean over several resolutions.
+        mr_stft_weight: Of auraloss' multi-resolution STFT loss.
+    """
+
+    def __init__(self, transform: BandTransform, mel_weight: float, mr_stft_weight: float) -> None:
+        super().__init__()
+        self.transforms = [transform]
+        for n_fft, hop_length, n_mels in MEL_RESOLUTIONS:
+            self.transforms.append(BandTransform(transform.sample_rate, n_fft, hop_length, n_mels))
+        self.mel_weight, self.mr_stft_weight = mel_weight, mr_stft_weight
+        self.mr_stft = MultiResolutionSTFTLoss()
+
+    def forward(self, vocoded: torch.Tensor, clean: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses by name; `loss` is their weighted sum."""
+        mels = [log_mel_distance(vocoded, clean, transform) for transform in self.transforms]
+        mel = torch.stack(mels).mean()
+        mr_stft = self.mr_stft(vocoded[:, None], clean[:, None])
+        return {"mel": mel, "mr_stft": mr_stft, "loss": self.mel_weight * mel + self.mr_stft_weight * mr_stft}
+
+
+def log_mel_distance(first: torch.Tensor, second: torch.Tensor, transform: BandTransform) -> torch.Tensor:
+    """Mean absolute difference of the log-mels of two waveforms (..., samples), in nats."""
+    return nn.functional.l1_loss(transform.log_mel(transform.stft(first)), transform.log_mel(transform.stft(second)))
