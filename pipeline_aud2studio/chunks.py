@@ -1,0 +1,58 @@
+"""Long recordings in pieces: where chunks start, how they cross-fade, and noise that does not depend on the grid."""
+
+from __future__ import annotations
+
+import torch
+
+NOISE_BLOCK = 64  # frames that are drawn from one seed
+
+
+def chunk_starts(num_frames: int, chunk_frames: int, overlap_frames: int) -> list[int]:
+    """First frames of chunks that cover `num_frames`; the last one may hang over the end and is padded there."""
+    stride = chunk_frames - overlap_frames
+    return list(range(0, max(num_frames - overlap_frames, 1), stride))
+
+
+class CrossFader:
+    """Adds overlapping chunks up and hands out frames as soon as no later chunk can change them.
+
+    Chunks are faded with raised-cosine ramps that sum to one, in the domain of gains and mels: fading waveforms would
+    comb-filter where two chunks disagree in phase.
+
+    Args:
+        num_frames: Length of the whole, in frames.
+        chunk_frames: Length of a chunk.
+        overlap_frames: Frames shared by neighbours, at most half a chunk.
+    """
+
+    def __init__(self, num_frames: int, chunk_frames: int, overlap_frames: int) -> None:
+        if not 0 <= overlap_frames <= chunk_frames // 2:
+            raise ValueError(f"`overlap_frames` has to be within 0 and {chunk_frames // 2}, got {overlap_frames}.")
+        self.num_frames, self.chunk_frames, self.overlap_frames = num_frames, chunk_frames, overlap_frames
+        phase = (torch.arange(overlap_frames) + 0.5) / max(overlap_frames, 1)
+        self._ramp = torch.sin(phase * torch.pi / 2).square()
+        self._tail: torch.Tensor | None = None
+
+    def add(self, first: int, chunk: torch.Tensor) -> torch.Tensor:
+        """Takes the chunk (..., chunk_frames) that starts at frame `first`; returns what is final from there on.
+
+        Chunks come in order. The last one returns everything up to the end.
+        """
+        last = first + self.chunk_frames >= self.num_frames
+        overlap = self.overlap_frames
+        if self._tail is not None and overlap:
+            ramp = self._ramp.to(chunk.device)
+            chunk = torch.cat([self._tail * (1 - ramp) + chunk[..., :overlap] * ramp, chunk[..., overlap:]], dim=-1)
+        self._tail = chunk[..., self.chunk_frames - overlap :]
+        return chunk[..., : self.num_frames - first] if last else chunk[..., : self.chunk_frames - overlap]
+
+
+def frame_noise(seed: int, step: int, n_mels: int, first: int, num_frames: int) -> torch.Tensor:
+    """Standard normal noise (n_mels, num_frames) that is a function of the seed, the step and the absolute frame."""
+    blocks = []
+    for block in range(first // NOISE_BLOCK, (first + num_frames - 1) // NOISE_BLOCK + 1):
+        # Consecutive seeds give independent streams of the Mersenne twister; the strides keep step and block apart.
+        generator = torch.Generator().manual_seed((seed + 1_000_003 * step + 8_191_000_003 * block) % 2**63)
+        blocks.append(torch.randn(n_mels, NOISE_BLOCK, generator=generator))
+    offset = first % NOISE_BLOCK
+    return torch.cat(blocks, dim=-1)[:, offset : offset + num_frames]

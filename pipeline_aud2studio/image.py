@@ -1,0 +1,128 @@
+"""The UNet's image: what goes in, what comes out, and what the channels mean.
+
+In, per frame and band (`1 + 3M` channels for `M` recordings): the noisy correction of the log-mel, then per recording
+its log-mel and the real and imaginary part of its compressed complex band average. Out (`1 + 2M`): the scheduler's
+prediction for channel 0, and per recording one complex band gain, which is not diffused.
+
+Recording 0 is the one to be restored. A missing recording is all zeros and gets no gain.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from .spectral import BandTransform
+
+COMPRESSION = 0.3  # exponent of the magnitude
+_TINY = 1e-12
+
+
+class Features(NamedTuple):
+    """What the recordings of one chunk look like to the UNet and to the condition encoder."""
+
+    channels: torch.Tensor  # (batch, 3M, bands, frames)
+    log_mel: torch.Tensor  # (batch, M, bands, frames), normalised; zero where missing
+    present: torch.Tensor  # (batch, M), bool
+
+
+class BandImage:
+    """Builds the UNet's input and reads its output.
+
+    Args:
+        transform: The STFT and its bands.
+        max_recordings: Number of recordings `M` that the UNet has channels for.
+        patch_size: Edge of the square of bands and frames that becomes one pixel.
+        max_gain: Bound of a gain's magnitude.
+        mel_mean, mel_std: Constants that bring log-mels to zero mean and unit variance.
+        correction_std: The like for the correction: the clean log-mel less that of recording 0, in nats.
+        band_scale: Factor that brings the compressed band averages to unit variance.
+    """
+
+    def __init__(
+        self,
+        transform: BandTransform,
+        max_recordings: int,
+        patch_size: int,
+        max_gain: float,
+        mel_mean: float,
+        mel_std: float,
+        correction_std: float,
+        band_scale: float,
+    ) -> None:
+        if max_gain <= 1:
+            raise ValueError(
+                f"`max_gain` has to be above 1, so that an untouched recording is possible; got {max_gain}."
+            )
+        self.transform, self.max_recordings, self.patch_size, self.max_gain = (
+            transform,
+            max_recordings,
+            patch_size,
+            max_gain,
+        )
+        self.mel_mean, self.mel_std, self.correction_std, self.band_scale = (
+            mel_mean,
+            mel_std,
+            correction_std,
+            band_scale,
+        )
+
+    def features(self, stft: torch.Tensor, present: torch.Tensor, first_frame: int = 0) -> Features:
+        """Channels of the recordings.
+
+        Args:
+            stft: Spectra (batch, M, bins, frames) at the normal level.
+            present: Which recordings exist (batch, M), bool.
+            first_frame: Absolute index of the first frame.
+        """
+        exists = present[:, :, None, None]
+        log_mel = torch.where(exists, (self.transform.log_mel(stft) - self.mel_mean) / self.mel_std, 0.0)
+        average = self.transform.band_average(stft, first_frame)
+        power = average.real.square() + average.imag.square() + _TINY
+        compressed = average * (self.band_scale * power ** ((COMPRESSION - 1) / 2))
+        bands = [torch.where(exists, part, 0.0) for part in (compressed.real, compressed.imag)]
+        return Features(torch.cat([log_mel, *bands], dim=1), log_mel, present)
+
+    def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
+        """The diffused quantity (batch, 1, bands, frames) that turns recording 0's log-mel into `log_mel` (nats)."""
+        return (log_mel - self._input_log_mel(features)) / self.correction_std
+
+    def corrected(self, correction: torch.Tensor, features: Features) -> torch.Tensor:
+        """Log-mel in nats (batch, 1, bands, frames): the inverse of :meth:`correction`."""
+        return self._input_log_mel(features) + correction * self.correction_std
+
+    def _input_log_mel(self, features: Features) -> torch.Tensor:
+        return features.log_mel[:, :1] * self.mel_std + self.mel_mean
+
+    def assemble(self, noisy: torch.Tensor, features: Features) -> torch.Tensor:
+        """Patched image (batch, (1 + 3M) * patch^2, bands / patch, frames / patch)."""
+        return F.pixel_unshuffle(torch.cat([noisy, features.channels], dim=1), self.patch_size)
+
+    def read(self, output: torch.Tensor, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes the UNet's output apart.
+
+        Returns:
+            The prediction for channel 0 (batch, 1, bands, frames) and the complex gains (batch, M, bands, frames).
+        """
+        output = F.pixel_shuffle(output.float(), self.patch_size)
+        prediction, real, imag = output.split([1, self.max_recordings, self.max_recordings], dim=1)
+        gains = bounded_gain(real, imag, self.max_gain)
+        return prediction, gains * features.present[:, :, None, None]
+
+
+def bounded_gain(real: torch.Tensor, imag: torch.Tensor, max_gain: float) -> torch.Tensor:
+    """Complex gains below `max_gain` in magnitude; where the head says zero, recording 0 passes and the others do not.
+
+    `g = max_gain * z / sqrt(1 + |z|^2)` with `z = head + z_0`, `z_0` chosen for `g = 1` at recording 0.
+
+    Args:
+        real, imag: The head's output (batch, M, bands, frames).
+    """
+    identity = torch.zeros_like(real[:1, :, :1, :1])
+    identity[:, 0] = 1 / math.sqrt(max_gain**2 - 1)
+    real = real + identity
+    scale = max_gain * torch.rsqrt(1 + real.square() + imag.square())
+    return torch.complex(real * scale, imag * scale)

@@ -1,0 +1,448 @@
+"""The pipeline: one or several recordings of a performance in, restored audio out.
+
+`__call__` is the way of the data from top to bottom; the siblings hold the parts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, MMAudioVocoder, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from diffusers.schedulers import SchedulerMixin
+from diffusers.utils import logging, replace_example_docstring
+from transformers import ASTModel
+
+from .audio import NORMAL_RMS_DB, match_loudness, resample
+from .chunks import CrossFader, chunk_starts, frame_noise
+from .conditioning import condition_tokens
+from .image import BandImage, Features
+from .spectral import MEL_FLOOR, BandTransform
+from .takes import AudioInput, as_performances, assign_slots, rms
+
+logger = logging.get_logger(__name__)
+
+RECONSTRUCTIONS = ("faithful", "vocoder")
+SILENCE_RMS = 1e-6  # -120 dBFS: below it there is nothing to restore
+VOCODER_BLOCK = 512  # frames vocoded at a time
+VOCODER_CONTEXT = 32  # frames beside a block that the vocoder sees and that are thrown away
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import soundfile
+        >>> from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
+
+        >>> pipe = Aud2StudioPipeline.from_pretrained(shipped_weights())
+        >>> audio, sampling_rate = soundfile.read("audience.wav", dtype="float32", always_2d=True)
+        >>> restored = pipe(audio.T, sampling_rate).audios[0]  # (channels, samples)
+        >>> soundfile.write("restored.wav", restored.T, sampling_rate)
+        ```
+"""
+
+
+class Aud2StudioPipeline(DiffusionPipeline):
+    r"""
+    Restores audience recordings of concerts: less crowd, less room, neutral sound.
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods the
+    library implements for all pipelines (such as downloading or saving, running on a particular device, etc.).
+
+    Args:
+        unet ([`UNet2DConditionModel`]):
+            Denoises the mel image and predicts one complex gain per band, frame and recording.
+        scheduler ([`SchedulerMixin`]):
+            A scheduler with zero terminal SNR and trailing timesteps; DDPM, DDIM and DPM-Solver++ share one config.
+        condition_encoder ([`~transformers.ASTModel`]):
+            Audio Spectrogram Transformer that summarises room, crowd and device of every recording.
+        vocoder ([`MMAudioVocoder`]):
+            BigVGAN-v2, from the restored log-mel to a waveform (`reconstruction="vocoder"`).
+        sample_rate (`int`): Sampling rate of the model in Hz.
+        n_fft, hop_length, n_mels, fmin, fmax: The mel front end; the vocoder has to have been trained on the same.
+        overlap_frames (`int`): Frames shared by neighbouring chunks. A chunk is the condition encoder's `max_length`.
+        patch_size (`int`): Edge of the square of the mel image that the UNet sees as one pixel.
+        max_gain (`float`): Bound of the magnitude of a band gain.
+        mel_mean, mel_std, correction_std, band_scale (`float`): Normalisation of the image, see [`BandImage`].
+        default_num_inference_steps (`int`): Denoising steps where the call does not say.
+    """
+
+    model_cpu_offload_seq = "condition_encoder->unet->vocoder"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        condition_encoder: ASTModel,
+        vocoder: MMAudioVocoder,
+        sample_rate: int = 44100,
+        n_fft: int = 1024,
+        hop_length: int = 256,
+        n_mels: int = 128,
+        fmin: float = 0.0,
+        fmax: float | None = None,
+        overlap_frames: int = 64,
+        patch_size: int = 2,
+        max_gain: float = 4.0,
+        mel_mean: float = -5.0,
+        mel_std: float = 2.0,
+        correction_std: float = 2.0,
+        band_scale: float = 1.0,
+        default_num_inference_steps: int = 8,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, condition_encoder=condition_encoder, vocoder=vocoder)
+        self.register_to_config(
+            sample_rate=sample_rate,
+            n_fft=n_fft,
+            hop_length=hop_length,
+            n_mels=n_mels,
+            fmin=fmin,
+            fmax=fmax,
+            overlap_frames=overlap_frames,
+            patch_size=patch_size,
+            max_gain=max_gain,
+            mel_mean=mel_mean,
+            mel_std=mel_std,
+            correction_std=correction_std,
+            band_scale=band_scale,
+            default_num_inference_steps=default_num_inference_steps,
+        )
+        self.max_recordings = (unet.config.in_channels // patch_size**2 - 1) // 3
+        self.chunk_frames: int = condition_encoder.config.max_length
+        self.transform = BandTransform(sample_rate, n_fft, hop_length, n_mels, fmin, fmax)
+        self.image = BandImage(
+            self.transform, self.max_recordings, patch_size, max_gain, mel_mean, mel_std, correction_std, band_scale
+        )
+
+    def check_inputs(
+        self,
+        sampling_rate: int,
+        num_inference_steps: int,
+        reconstruction: str,
+        dryness: float,
+        batch_size: int,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Raises a `ValueError` that says which argument of the call is wrong and what it may be."""
+        if not 8000 <= sampling_rate <= 192000:
+            raise ValueError(f"`sampling_rate` has to be within 8000 and 192000 Hz, got {sampling_rate}.")
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= num_train_timesteps:
+            raise ValueError(
+                f"`num_inference_steps` has to be within 1 and {num_train_timesteps}, got {num_inference_steps}."
+            )
+        if reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(f"`reconstruction` has to be one of {RECONSTRUCTIONS}, got {reconstruction!r}.")
+        if not 0 <= dryness <= 1:
+            raise ValueError(f"`dryness` has to be within 0 (the input) and 1 (fully restored), got {dryness}.")
+        if dryness < 1 and reconstruction == "vocoder":
+            raise ValueError("`dryness` mixes in phase, and the vocoder's phase is its own: use `faithful`, or 1.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` has to be at least 1, got {batch_size}.")
+        if output_type not in ("np", "pt"):
+            raise ValueError(f"`output_type` has to be 'np' or 'pt', got {output_type!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        audio: AudioInput | Sequence[AudioInput],
+        sampling_rate: int = 44100,
+        num_inference_steps: int | None = None,
+        reconstruction: str = "faithful",
+        dryness: float = 1.0,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        batch_size: int = 4,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> AudioPipelineOutput | tuple[Any]:
+        r"""
+        Restores a recording.
+
+        Args:
+            audio (`np.ndarray`, `torch.Tensor` or a list of them):
+                `(samples)`, `(channels, samples)` or `(batch, channels, samples)` with one or two channels, full scale
+                at 1.0; or a list of takes of one performance, already aligned, the first of which is the reference.
+            sampling_rate (`int`): Sampling rate of `audio` in Hz, 8000 to 192000.
+            num_inference_steps (`int`, *optional*):
+                Denoising steps of the mel that the vocoder gets. The faithful read-out takes its gains from the first
+                one, where they were trained, and needs no more than that.
+            reconstruction (`str`):
+                `"faithful"` filters what was recorded; `"vocoder"` synthesises the restored mel anew.
+            dryness (`float`): 1 is fully restored, 0 the input, mixed in phase. `faithful` only.
+            generator (`torch.Generator`, *optional*): Source of the noise's seed, for repeatable results.
+            latents (`torch.Tensor`, *optional*):
+                Initial noise `(rows, 1, n_mels, frames)` instead of drawn noise; a row is a channel of a batch item.
+            batch_size (`int`): Chunks that go through the UNet together. Changes memory and speed, not the result.
+            output_type (`str`): `"np"` or `"pt"`.
+            return_dict (`bool`): Whether to return an [`AudioPipelineOutput`] instead of a tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `f(pipe, step, timestep, kwargs)` after each step.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`): What `kwargs` holds: `"latents"`.
+
+        Examples:
+
+        Returns:
+            [`AudioPipelineOutput`] or a tuple: `audios` `(batch, channels, samples)` with the sampling rate, length,
+            channels and loudness of the (reference) input, as float32.
+
+        Raises:
+            ValueError: If an argument is out of range, or `audio` has a wrong shape or non-finite samples.
+        """
+        # 1. Check inputs
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        self.check_inputs(
+            sampling_rate,
+            num_inference_steps,
+            reconstruction,
+            dryness,
+            batch_size,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        performances = as_performances(audio, self.max_recordings)
+        if latents is not None and len(performances) > 1:
+            raise ValueError("`latents` can be given for one performance at a time, not for a batch.")
+
+        # 2. Every performance draws its own seed, so that its result does not depend on its neighbours in the batch
+        seeds = torch.randint(2**62, (len(performances),), generator=generator).tolist()
+
+        # 3. Restore one performance after the other; the chunks of each are batched
+        restored = []
+        for takes, seed in zip(performances, seeds, strict=True):
+            sampling = _Sampling(
+                num_inference_steps, seed, latents, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+            )
+            restored.append(self._restore(takes, sampling_rate, reconstruction, dryness, batch_size, sampling))
+
+        # 4. Offload all models
+        self.maybe_free_model_hooks()
+
+        # 5. Return in the wanted type
+        audios: Any = np.stack(restored)
+        if output_type == "pt":
+            audios = torch.from_numpy(audios)
+        if not return_dict:
+            return (audios,)
+        return AudioPipelineOutput(audios=audios)
+
+    def _restore(
+        self,
+        takes: list[np.ndarray],
+        sampling_rate: int,
+        reconstruction: str,
+        dryness: float,
+        batch_size: int,
+        sampling: _Sampling,
+    ) -> np.ndarray:
+        """One performance: takes (channels, samples) to the reference's restoration (channels, samples)."""
+        reference = takes[0]
+        if rms(reference) < SILENCE_RMS:
+            return reference.copy()
+        length = reference.shape[-1]
+        normal = 10 ** (NORMAL_RMS_DB / 20)
+        # Takes of different devices have different levels; every one comes to the level that the UNet knows.
+        waveforms = [
+            resample(take * (normal / max(rms(take), SILENCE_RMS)), sampling_rate, self.config.sample_rate)
+            for take in takes
+        ]
+        num_samples = waveforms[0].shape[-1]
+        slots = assign_slots([len(waveform) for waveform in waveforms], self.max_recordings)
+        padded = self._padded(waveforms, num_samples)  # (all channels, pad + frames * hop_length + pad)
+        del waveforms
+        if reconstruction == "faithful":
+            restored = self._faithful(padded, slots, num_samples, batch_size, sampling)
+        else:
+            restored = self._vocoded(padded, slots, num_samples, batch_size, sampling)
+        if not torch.isfinite(restored).all():
+            raise ValueError(
+                f"The {reconstruction} read-out is not finite: use dtype=torch.float32 for every component."
+            )
+        waveform = resample(restored.cpu().numpy(), self.config.sample_rate, sampling_rate, length)
+        waveform = match_loudness(waveform, reference, sampling_rate)
+        if dryness < 1:
+            waveform = match_loudness(dryness * waveform + (1 - dryness) * reference, reference, sampling_rate)
+        return waveform
+
+    def _padded(self, waveforms: list[np.ndarray], num_samples: int) -> torch.Tensor:
+        """All channels one below the other, with the STFT's edges and the last chunk's padding."""
+        transform = self.transform
+        num_frames = transform.num_frames(num_samples)
+        starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
+        channels = torch.zeros(sum(map(len, waveforms)), num_frames * transform.hop_length)
+        row = 0
+        for waveform in waveforms:
+            shared = min(waveform.shape[-1], num_samples)
+            channels[row : row + len(waveform), :shared] = torch.from_numpy(waveform[:, :shared])
+            row += len(waveform)
+        edges = torch.nn.functional.pad(channels, (transform.pad, transform.pad), mode="reflect")
+        beyond = (starts[-1] + self.chunk_frames - num_frames) * transform.hop_length
+        return torch.nn.functional.pad(edges, (0, max(beyond, 0)))
+
+    def _stft(self, padded: torch.Tensor, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
+        """Spectra of frames from `first` on, sorted into slots: (rows, M, bins, num_frames); a free slot is zero."""
+        hop, pad = self.transform.hop_length, self.transform.pad
+        samples = padded[:, first * hop : (first + num_frames) * hop + 2 * pad].to(self._execution_device)
+        stft = self.transform.stft_of_padded(samples)  # (all channels, bins, num_frames)
+        rows = stft.new_zeros(len(slots), self.max_recordings, *stft.shape[1:])
+        for row, channels in enumerate(slots):
+            rows[row, : len(channels)] = stft[channels]
+        return rows
+
+    def _faithful(
+        self, padded: torch.Tensor, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+    ) -> torch.Tensor:
+        """Filters the recordings by the complex band gains and adds them up: (rows, num_samples)."""
+        hop, pad = self.transform.hop_length, self.transform.pad
+        total = torch.zeros(len(slots), self.transform.num_frames(num_samples) * hop + 2 * pad)
+        energy = torch.zeros(total.shape[-1])
+        for first, gains in self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=True):
+            stft = self._stft(padded, first, gains.shape[-1], slots)
+            filtered = (self.transform.spread(gains) * stft).sum(1)  # (rows, bins, frames)
+            samples, window_energy = self.transform.overlap_add(filtered)
+            part = slice(first * hop, first * hop + samples.shape[-1])
+            total[:, part] += samples.cpu()
+            energy[part] += window_energy.cpu()
+        return (total / energy.clamp_min(1e-8))[:, pad : pad + num_samples]
+
+    def _vocoded(
+        self, padded: torch.Tensor, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+    ) -> torch.Tensor:
+        """Synthesises the restored log-mel: (rows, num_samples)."""
+        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=False)
+        mel = torch.cat([part.cpu() for _, part in bands], dim=-1)  # (rows, n_mels, frames)
+        return vocode(self.vocoder, mel, self._execution_device)[:, :num_samples]
+
+    def _restored_bands(
+        self,
+        padded: torch.Tensor,
+        slots: list[list[int]],
+        num_samples: int,
+        batch_size: int,
+        sampling: _Sampling,
+        faithful: bool,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Runs the chunks through the UNet and cross-fades them.
+
+        Yields:
+            The first frame and the final frames of the gains (rows, M, bands, frames), or of the log-mel
+            (rows, bands, frames), from there on.
+        """
+        num_frames = self.transform.num_frames(num_samples)
+        starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
+        fader = CrossFader(num_frames, self.chunk_frames, self.config.overlap_frames)
+        present = torch.zeros(len(slots), self.max_recordings, dtype=torch.bool, device=self._execution_device)
+        for row, channels in enumerate(slots):
+            present[row, : len(channels)] = True
+        together = max(1, batch_size // len(slots))
+        with self.progress_bar(total=len(starts)) as progress:
+            for index in range(0, len(starts), together):
+                group = starts[index : index + together]
+                chunks = [
+                    self.image.features(self._stft(padded, first, self.chunk_frames, slots), present, first)
+                    for first in group
+                ]
+                features = Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+                bands = self._sample(features, group, sampling, faithful)
+                for first, chunk in zip(group, bands.chunk(len(group)), strict=True):
+                    yield first, fader.add(first, chunk)
+                progress.update(len(group))
+
+    def _sample(self, features: Features, starts: list[int], sampling: _Sampling, faithful: bool) -> torch.Tensor:
+        """The denoising loop for some chunks: gains (batch, M, bands, frames) or log-mel (batch, bands, frames)."""
+        # a. Condition tokens of every recording
+        tokens, mask = condition_tokens(self.condition_encoder, features)
+        tokens = tokens.to(self.unet.dtype)
+
+        # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
+        device = self._execution_device
+        self.scheduler.set_timesteps(sampling.num_inference_steps, device=device)
+        latents = self._noise(starts, features, sampling, step=0) * self.scheduler.init_noise_sigma
+
+        # c. Denoise
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            noisy = self.scheduler.scale_model_input(latents, timestep)
+            image = self.image.assemble(noisy, features).to(self.unet.dtype, memory_format=torch.channels_last)
+            output = self.unet(image, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+            prediction, gains = self.image.read(output, features)
+            if not faithful:
+                extra = self._step_noise(starts, features, sampling, step + 1)
+                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
+            if sampling.callback is not None:
+                kwargs = {name: {"latents": latents}[name] for name in sampling.callback_inputs}
+                latents = sampling.callback(self, step, timestep, kwargs).pop("latents", latents)
+            if faithful:
+                return gains
+        return self.image.corrected(latents, features)[:, 0].clamp_min(math.log(MEL_FLOOR))
+
+    def _noise(self, starts: list[int], features: Features, sampling: _Sampling, step: int) -> torch.Tensor:
+        """Noise (batch, 1, bands, frames) of some chunks, cut from one noise for the whole recording."""
+        rows = len(features.log_mel) // len(starts)
+        _, _, bands, frames = features.log_mel.shape
+        if step == 0 and sampling.latents is not None:
+            noise = [_cut(sampling.latents, first, frames) for first in starts]  # (rows, 1, bands, frames) each
+        else:
+            drawn = [frame_noise(sampling.seed, step, bands, first, frames) for first in starts]
+            noise = [chunk.expand(rows, 1, -1, -1) for chunk in drawn]
+        return torch.cat(noise).to(self._execution_device, features.log_mel.dtype)
+
+    def _step_noise(
+        self, starts: list[int], features: Features, sampling: _Sampling, step: int
+    ) -> dict[str, torch.Tensor | list[torch.Generator]]:
+        """What `scheduler.step` gets as its source of noise."""
+        parameters = inspect.signature(self.scheduler.step).parameters
+        if "variance_noise" in parameters:
+            return {"variance_noise": self._noise(starts, features, sampling, step)}
+        if "generator" not in parameters:
+            return {}
+        # DDPM takes no noise, only generators: overlapping chunks then draw different noise, and are cross-faded.
+        rows = len(features.log_mel) // len(starts)
+        seeds = [(sampling.seed + 1_000_003 * step + 8_191_000_003 * first) % 2**63 for first in starts]
+        return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(rows)]}
+
+
+class _Sampling(NamedTuple):
+    """What the denoising loop is told by the caller."""
+
+    num_inference_steps: int
+    seed: int
+    latents: torch.Tensor | None
+    callback: Callable[..., dict[str, Any]] | None
+    callback_inputs: tuple[str, ...]
+
+
+def vocode(vocoder: MMAudioVocoder, log_mel: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Waveform (rows, frames * hop_length) of a log-mel (rows, n_mels, frames), in blocks, so that memory is bounded.
+
+    A block sees `VOCODER_CONTEXT` further frames on both sides, whose samples are thrown away.
+    """
+    num_frames = log_mel.shape[-1]
+    waveforms = []
+    for first in range(0, num_frames, VOCODER_BLOCK):
+        begin, end = max(first - VOCODER_CONTEXT, 0), min(first + VOCODER_BLOCK + VOCODER_CONTEXT, num_frames)
+        block = vocoder(log_mel[..., begin:end].to(device, vocoder.dtype)).sample[:, 0].float().cpu()
+        hop_length = block.shape[-1] // (end - begin)
+        wanted = min(VOCODER_BLOCK, num_frames - first)
+        waveforms.append(block[:, (first - begin) * hop_length : (first - begin + wanted) * hop_length])
+    return torch.cat(waveforms, dim=-1)
+
+
+def _cut(noise: torch.Tensor, first: int, num_frames: int) -> torch.Tensor:
+    """Frames of given latents; beyond their end, where the last chunk is padded, they are repeated."""
+    index = torch.arange(first, first + num_frames) % noise.shape[-1]
+    return noise[..., index]

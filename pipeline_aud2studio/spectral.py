@@ -1,0 +1,169 @@
+"""One STFT for everything: log-mel, complex band averages, band gains and the way back to a waveform.
+
+The front end is that of NVIDIA's BigVGAN (`bigvgan_v2_44khz_128band_256x`): frame `t` is centred at sample
+`t * hop_length + hop_length / 2`. `torch.istft(center=False)` refuses frames that hang over the edges like that, so
+the inverse is an explicit overlap-add.
+
+Letters in the shapes: `...` any leading dimensions, `samples`, `frames`, `bins` = n_fft / 2 + 1, `bands` = n_mels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers.audio_utils import mel_filter_bank
+
+MEL_FLOOR = 1e-5  # BigVGAN's clamp before the logarithm
+POWER_FLOOR = 1e-9  # BigVGAN's epsilon inside the square root
+
+
+class BandTransform:
+    """STFT, mel filterbank and the complex band domain, on one frame grid.
+
+    Args:
+        sample_rate: Sampling rate of the waveforms in Hz.
+        n_fft: Length of the Hann window and of the FFT in samples, a multiple of `hop_length`.
+        hop_length: Distance of two frames in samples.
+        n_mels: Number of bands.
+        fmin: Lower edge of the lowest band in Hz.
+        fmax: Upper edge of the highest band in Hz; `None` is half the sampling rate.
+
+    Raises:
+        ValueError: If the numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 44100,
+        n_fft: int = 1024,
+        hop_length: int = 256,
+        n_mels: int = 128,
+        fmin: float = 0.0,
+        fmax: float | None = None,
+    ) -> None:
+        fmax = sample_rate / 2 if fmax is None else fmax
+        if n_fft % hop_length or n_fft < 2 * hop_length:
+            raise ValueError(
+                f"`n_fft` ({n_fft}) has to be a multiple of `hop_length` ({hop_length}), at least twice it."
+            )
+        if not 0 <= fmin < fmax <= sample_rate / 2:
+            raise ValueError(f"Bands from {fmin} to {fmax} Hz do not fit a sampling rate of {sample_rate} Hz.")
+        self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
+        self.pad = (n_fft - hop_length) // 2
+        self.window = torch.hann_window(n_fft)
+        bank = {"num_frequency_bins": n_fft // 2 + 1, "num_mel_filters": n_mels, "min_frequency": fmin}
+        bank |= {"max_frequency": fmax, "sampling_rate": sample_rate, "mel_scale": "slaney"}
+        self.filterbank = torch.from_numpy(mel_filter_bank(**bank, norm="slaney").T).float()  # (bands, bins)
+        triangles = torch.from_numpy(mel_filter_bank(**bank, norm=None).T)  # (bands, bins), peaks of 1
+        self._averaging = (triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)).float()
+        self._spreading = _spreading_matrix(triangles).float()  # (bins, bands)
+        mel_edges = torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), n_mels + 2, dtype=torch.float64)
+        self.center_frequencies = _mel_to_hertz(mel_edges[1:-1])  # (bands,), Hz
+        # (-1)^k moves the phase reference from the window's first sample to its centre.
+        self._centering = 1.0 - 2.0 * (torch.arange(n_fft // 2 + 1) % 2)
+
+    def _on(self, device: torch.device) -> BandTransform:
+        if self.window.device != device:
+            for name in ("window", "filterbank", "_averaging", "_spreading", "_centering"):
+                setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that cover `num_samples`; at least two, because the reflected edge needs samples to reflect."""
+        return max(math.ceil(num_samples / self.hop_length), math.ceil((self.pad + 1) / self.hop_length))
+
+    def stft(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Complex spectrum of `waveform` (..., samples), zero-padded to whole hops: (..., bins, frames)."""
+        self._on(waveform.device)
+        missing = self.num_frames(waveform.shape[-1]) * self.hop_length - waveform.shape[-1]
+        flat = waveform.reshape(-1, waveform.shape[-1])
+        flat = torch.nn.functional.pad(flat, (0, missing))
+        flat = torch.nn.functional.pad(flat, (self.pad, self.pad), mode="reflect")
+        stft = self.stft_of_padded(flat)
+        return stft.reshape(*waveform.shape[:-1], *stft.shape[-2:])
+
+    def stft_of_padded(self, padded: torch.Tensor) -> torch.Tensor:
+        """Spectrum (batch, bins, frames) of samples (batch, pad + frames * hop + pad), edges included."""
+        self._on(padded.device)
+        return torch.stft(padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
+
+    def overlap_add(self, stft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Windowed frames added up, not yet divided by the window's energy.
+
+        Returns:
+            The sum (..., pad + frames * hop + pad) and the sum of squared windows on the same samples (one dimension).
+            Both add up over neighbouring blocks of frames, which is how a stream is put together.
+        """
+        self._on(stft.device)
+        frames = torch.fft.irfft(stft.transpose(-1, -2), n=self.n_fft) * self.window  # (..., frames, n_fft)
+        energy = self.window.square().expand(stft.shape[-1], -1)
+        return self._add_frames(frames), self._add_frames(energy)
+
+    def _add_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        overlap = self.n_fft // self.hop_length
+        num_frames = frames.shape[-2]
+        total = frames.new_zeros(*frames.shape[:-2], num_frames + overlap - 1, self.hop_length)
+        for part, hops in enumerate(frames.unflatten(-1, (overlap, self.hop_length)).unbind(-2)):
+            total[..., part : part + num_frames, :] += hops
+        return total.flatten(-2)
+
+    def istft(self, stft: torch.Tensor, length: int) -> torch.Tensor:
+        """Waveform (..., length) of a spectrum (..., bins, frames) from :meth:`stft`."""
+        total, energy = self.overlap_add(stft)
+        return (total / energy.clamp_min(1e-8))[..., self.pad : self.pad + length]
+
+    def log_mel(self, stft: torch.Tensor) -> torch.Tensor:
+        """Natural logarithm of the mel spectrum (..., bands, frames) that BigVGAN is conditioned on."""
+        self._on(stft.device)
+        magnitude = (stft.real.square() + stft.imag.square() + POWER_FLOOR).sqrt()
+        return (self.filterbank @ magnitude).clamp_min(MEL_FLOOR).log()
+
+    def band_average(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+        """Complex average of every band, demodulated by the band's centre frequency: (..., bands, frames).
+
+        The phase of a steady tone turns from frame to frame; turning it back by the *band's* centre frequency makes it
+        slow, so that convolutions can read it. Turning every bin back by its own frequency before averaging would make
+        wide bands fade in a beat of four frames.
+
+        Args:
+            stft: Spectrum (..., bins, frames).
+            first_frame: Absolute index of the first frame, so that the phase does not depend on where a chunk starts.
+        """
+        self._on(stft.device)
+        centred = stft * self._centering[:, None]
+        average = torch.complex(self._averaging @ centred.real, self._averaging @ centred.imag)
+        return average * self._demodulation(stft.shape[-1], first_frame, stft.device)
+
+    def _demodulation(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
+        # Whole turns are dropped in double precision: after hours, float32 would have lost the phase.
+        frames = torch.arange(first_frame, first_frame + num_frames, dtype=torch.float64)
+        turns = self.center_frequencies[:, None] * frames * (self.hop_length / self.sample_rate)
+        angle = (-2 * math.pi * (turns % 1.0)).float().to(device)
+        return torch.polar(torch.ones_like(angle), angle)
+
+    def spread(self, gain: torch.Tensor) -> torch.Tensor:
+        """Gains of the bands (..., bands, frames), real or complex, interpolated to the bins: (..., bins, frames)."""
+        self._on(gain.device)
+        if gain.is_complex():
+            return torch.complex(self._spreading @ gain.real, self._spreading @ gain.imag)
+        return self._spreading @ gain
+
+
+def _spreading_matrix(triangles: torch.Tensor) -> torch.Tensor:
+    """Rows that sum to one: what each bin takes of each band. A bin that no band covers takes the nearest band's."""
+    weights = triangles.T.clone()  # (bins, bands)
+    covered = weights.sum(1) > 1e-9
+    peaks = triangles.argmax(1)  # the bin at which each band is strongest
+    for bin_index in torch.nonzero(~covered).flatten().tolist():
+        weights[bin_index, (peaks - bin_index).abs().argmin()] = 1.0
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _hertz_to_mel(frequency: float) -> float:
+    """Slaney's scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
+    return 3 * frequency / 200 if frequency < 1000 else 15 + 27 * math.log(frequency / 1000) / math.log(6.4)
+
+
+def _mel_to_hertz(mel: torch.Tensor) -> torch.Tensor:
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))

@@ -1,0 +1,77 @@
+"""What the pipeline is given: takes of a performance, and which channels of them share an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+AudioInput = np.ndarray | torch.Tensor
+
+
+def assign_slots(num_channels: list[int], max_recordings: int) -> list[list[int]]:
+    """Which channels make up the image of each of the reference's channels.
+
+    Slot 0 is the channel to be restored; then the reference's other channel, which shares the room but not the crowd
+    beside it; then the like channel of every further take. Two channels are two recordings here: the same gain on both
+    could not dereverberate what differs between them, and a downmix would lose what is in opposite phase.
+
+    Args:
+        num_channels: Channels of every take, the reference first; the channels of all takes are counted through.
+
+    Returns:
+        For every channel of the reference the indices of at most `max_recordings` channels.
+    """
+    offsets = np.cumsum([0, *num_channels])
+    slots = []
+    for channel in range(num_channels[0]):
+        others = [other for other in range(num_channels[0]) if other != channel]
+        further = [
+            int(offset) + min(channel, channels - 1)
+            for offset, channels in zip(offsets[1:-1], num_channels[1:], strict=True)
+        ]
+        room = max_recordings - 1 - len(further)
+        slots.append([channel, *others[: max(room, 0)], *further])
+    return slots
+
+
+def as_performances(audio: AudioInput | Sequence[AudioInput], max_recordings: int) -> list[list[np.ndarray]]:
+    """Sorts the forms that the pipeline's `audio` may have: for every batch item its takes (channels, samples).
+
+    Raises:
+        ValueError: If the shape, the number of takes or channels, the type or a sample is not usable.
+    """
+    if isinstance(audio, (list, tuple)):
+        if not 1 <= len(audio) <= max_recordings:
+            raise ValueError(f"`audio` can be a list of 1 to {max_recordings} takes, got {len(audio)}.")
+        return [[_as_take(take) for take in audio]]
+    if audio.ndim == 3:
+        if not len(audio):
+            raise ValueError("`audio` is an empty batch.")
+        return [[_as_take(take)] for take in audio]
+    return [[_as_take(audio)]]
+
+
+def _as_take(audio: AudioInput) -> np.ndarray:
+    waveform = audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else np.asarray(audio)
+    if waveform.ndim == 1:
+        waveform = waveform[None]
+    if waveform.ndim != 2 or not 1 <= len(waveform) <= 2:
+        raise ValueError(
+            "`audio` has to be `(samples)`, `(channels, samples)` or `(batch, channels, samples)` with one or two "
+            f"channels, or a list of such takes without a batch; got the shape {tuple(audio.shape)}."
+        )
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(f"`audio` has to be floating point with full scale at 1.0, got {waveform.dtype}.")
+    if waveform.shape[1] == 0:
+        raise ValueError("`audio` has no samples.")
+    waveform = waveform.astype(np.float32)
+    if not np.isfinite(waveform).all():
+        raise ValueError("`audio` has NaN or infinite samples.")
+    return waveform
+
+
+def rms(waveform: np.ndarray) -> float:
+    """Root mean square over all channels and samples."""
+    return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
