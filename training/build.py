@@ -1,0 +1,145 @@
+"""Models, schedulers and the objective that a configuration describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    MMAudioVocoder,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import ASTConfig, ASTModel
+
+from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.image import BandImage
+from pipeline_aud2studio.spectral import BandTransform
+
+from .config import AST_PATCH, TrainingConfig
+from .objective import RestorationObjective
+
+SCHEDULERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
+    """A UNet on the patched band image, with cross-attention at the levels of `attention_resolutions`.
+
+    Its last layer starts at zero: an untrained model predicts nothing and leaves the recording as it is.
+    """
+    model = config.model
+    pixel = model.patch_size**2
+    attention = [factor in model.attention_resolutions for factor in model.level_factors]
+    heads = tuple(channels // min(channels, model.attention_head_dim) for channels in model.channels)
+    unet = UNet2DConditionModel(
+        sample_size=(config.mel.n_mels // model.patch_size, config.chunk_frames // model.patch_size),
+        in_channels=(1 + 3 * model.max_recordings) * pixel,
+        out_channels=(1 + 2 * model.max_recordings) * pixel,
+        block_out_channels=model.channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
+        layers_per_block=model.layers_per_block,
+        norm_num_groups=model.norm_num_groups,
+        attention_head_dim=heads,  # diffusers' name for the number of heads of each level
+        cross_attention_dim=model.conditioning_dim,
+        encoder_hid_dim=model.conditioning_dim,
+        encoder_hid_dim_type="text_proj",
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def build_condition_encoder(config: TrainingConfig) -> ASTModel:
+    """An audio spectrogram transformer for chunks of `chunk_frames` frames."""
+    width = config.model.conditioning_dim
+    return ASTModel(
+        ASTConfig(
+            hidden_size=width,
+            num_hidden_layers=config.model.conditioning_layers,
+            num_attention_heads=config.model.conditioning_heads,
+            intermediate_size=4 * width,
+            num_mel_bins=config.mel.n_mels,
+            max_length=config.chunk_frames,
+            patch_size=AST_PATCH,
+            frequency_stride=AST_PATCH,
+            time_stride=AST_PATCH,
+        )
+    )
+
+
+def build_scheduler(config: TrainingConfig) -> Any:
+    """The sampler that is shipped with the weights."""
+    scheduler = SCHEDULERS[config.scheduler.name]
+    settings: dict[str, Any] = {} if scheduler is DPMSolverMultistepScheduler else {"clip_sample": False}
+    return scheduler(
+        num_train_timesteps=config.scheduler.num_train_timesteps,
+        beta_schedule=config.scheduler.beta_schedule,
+        prediction_type=config.scheduler.prediction_type,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        **settings,
+    )
+
+
+def build_image(config: TrainingConfig) -> BandImage:
+    """The UNet's image on the configured STFT and bands."""
+    mel, model = config.mel, config.model
+    transform = BandTransform(config.audio.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
+    return BandImage(
+        transform,
+        max_recordings=model.max_recordings,
+        patch_size=model.patch_size,
+        max_gain=model.max_gain,
+        mel_mean=mel.mean,
+        mel_std=mel.std,
+        correction_std=mel.correction_std,
+        band_scale=mel.band_scale,
+    )
+
+
+def build_objective(
+    config: TrainingConfig, unet: UNet2DConditionModel, condition_encoder: ASTModel
+) -> RestorationObjective:
+    """What is minimised. Training always uses DDPM's forward process, with the betas of the configured scheduler."""
+    return RestorationObjective(
+        unet,
+        condition_encoder,
+        DDPMScheduler.from_config(build_scheduler(config).config, clip_sample=False),
+        build_image(config),
+        predictive_fraction=config.loss.predictive_fraction,
+        weights=config.loss.weights,
+        snr_gamma=config.train.snr_gamma,
+    )
+
+
+def build_pipeline(
+    config: TrainingConfig,
+    unet: UNet2DConditionModel,
+    condition_encoder: ASTModel,
+    vocoder: MMAudioVocoder | None = None,
+) -> Aud2StudioPipeline:
+    """The pipeline that users get; without a vocoder it has the faithful read-out only."""
+    mel, model = config.mel, config.model
+    return Aud2StudioPipeline(
+        unet,
+        build_scheduler(config),
+        condition_encoder,
+        vocoder,
+        sample_rate=config.audio.sample_rate,
+        n_fft=mel.n_fft,
+        hop_length=mel.hop_length,
+        n_mels=mel.n_mels,
+        fmin=mel.fmin,
+        fmax=mel.fmax,
+        overlap_frames=model.overlap_frames,
+        patch_size=model.patch_size,
+        max_gain=model.max_gain,
+        mel_mean=mel.mean,
+        mel_std=mel.std,
+        correction_std=mel.correction_std,
+        band_scale=mel.band_scale,
+        default_num_inference_steps=config.scheduler.num_inference_steps,
+    )

@@ -1,0 +1,132 @@
+"""Trains the UNet and the condition encoder.
+
+    accelerate launch training/train.py --config training/configs/tiny.yaml
+
+A run writes to `runs/EXPERIMENT`: checkpoints, `best-STEP` (the pipeline with the best validation so far), `pipeline`
+(at the end), `history.jsonl` and TensorBoard's files. The same command with `--resume_from_checkpoint latest` goes on
+where the run was stopped, to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run as a file: find the packages beside `training`
+
+from huggingface_hub import create_repo, upload_folder
+
+from training.checkpoints import find_checkpoint
+from training.config import load_config
+from training.launch import start_requested_processes
+from training.trainer import Trainer, TrainingStopped
+
+# Options that diffusers' users know, and the keys that they replace.
+OPTIONS: dict[str, tuple[type, str]] = {
+    "seed": (int, "seed"),
+    "train_batch_size": (int, "train.batch_size"),
+    "micro_batch_size": (int, "train.micro_batch_size"),
+    "gradient_accumulation_steps": (int, "train.gradient_accumulation_steps"),
+    "learning_rate": (float, "train.lr"),
+    "lr_warmup_steps": (int, "train.lr_warmup_steps"),
+    "max_train_steps": (int, "train.max_train_steps"),
+    "max_train_minutes": (float, "train.max_train_minutes"),
+    "mixed_precision": (str, "train.mixed_precision"),
+    "snr_gamma": (float, "train.snr_gamma"),
+    "prediction_type": (str, "scheduler.prediction_type"),
+    "checkpointing_steps": (int, "train.checkpointing_steps"),
+    "checkpointing_minutes": (float, "train.checkpointing_minutes"),
+    "checkpoints_total_limit": (int, "train.checkpoints_total_limit"),
+    "validation_steps": (int, "eval.val_every_steps"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="replace a value of the file; repeatable",
+    )
+    parser.add_argument("--output_dir", type=Path, help="the run's folder (default: runs/EXPERIMENT)")
+    parser.add_argument(
+        "--resume_from_checkpoint", metavar="CHECKPOINT", help="'latest', a checkpoint's name or its path"
+    )
+    parser.add_argument(
+        "--init_from", type=Path, metavar="DIR", help="pipeline folder whose weights a new run starts with"
+    )
+    parser.add_argument("--export", type=Path, metavar="DIR", help="where the pipeline is written at the end")
+    parser.add_argument("--report_to", default="tensorboard", help="tracker that accelerate knows, or 'none'")
+    parser.add_argument("--push_to_hub", action="store_true", help="upload the exported pipeline at the end")
+    parser.add_argument("--hub_model_id", help="repository to push to (default: the experiment's name)")
+    parser.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
+    options = parser.add_argument_group("instead of --set")
+    for name, (kind, key) in OPTIONS.items():
+        options.add_argument(f"--{name}", type=kind, metavar="VALUE", help=key)
+    return parser
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """The `section.key=value` texts that a command line stands for."""
+    given = [(key, getattr(arguments, name)) for name, (_, key) in OPTIONS.items()]
+    texts = [*arguments.set, *(f"{key}={value}" for key, value in given if value is not None)]
+    if any(text.startswith("train.mixed_precision=") for text in texts):
+        texts.append("train.fp16=null")  # what the file says by its short name
+    return texts
+
+
+def push(folder: Path, repo_id: str, private: bool) -> None:
+    """Uploads a pipeline folder to the Hub with the credentials that `hf auth login` stored."""
+    repo = create_repo(repo_id, private=private, exist_ok=True)
+    upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload the trained pipeline")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        start_requested_processes(__file__, argv)
+        config = load_config(arguments.config, overrides(arguments))
+        output_dir = arguments.output_dir or Path("runs") / config.experiment
+        checkpoint = None
+        if arguments.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(output_dir, arguments.resume_from_checkpoint)
+            if checkpoint is None:
+                logging.warning("%s has no checkpoint yet: starting a new run.", output_dir)
+        trainer = Trainer(config, output_dir, arguments.report_to)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        elif arguments.init_from is not None:
+            trainer.init_from(arguments.init_from)
+    except ValueError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        trainer.fit()
+    except TrainingStopped as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    if trainer.stop.requested:
+        logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", trainer.step)
+        return 0
+    folder = arguments.export or output_dir / "pipeline"
+    if trainer.is_main:
+        trainer.export(folder)
+        logging.info("The pipeline is in %s.", folder)
+    if arguments.push_to_hub and trainer.is_main:
+        push(folder, arguments.hub_model_id or config.experiment, arguments.hub_private_repo)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

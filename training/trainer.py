@@ -1,0 +1,363 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import UNet2DConditionModel
+from tqdm.auto import tqdm
+from transformers import ASTModel
+
+from pipeline_aud2studio import Aud2StudioPipeline
+
+from .build import build_condition_encoder, build_objective, build_pipeline, build_unet
+from .checkpoints import (
+    History,
+    atomic_folder,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from .config import TrainingConfig
+from .data import make_loader
+from .memory import plan_batches
+from .schedule import averaged, learning_rate, step_seed
+from .validation import data_roots, find_metrics, load_clips, validate, write_pictures
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 20
+BEST_BY = "si_sdr_improvement"
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and where the evidence is."""
+
+
+def prepare_cpu(threads: int | None, num_processes: int) -> None:
+    """Makes use of the CPU's cores.
+
+    Args:
+        threads: Threads of this process; none: what `OMP_NUM_THREADS` says, or all cores.
+        num_processes: Processes of this run, which share the cores.
+    """
+    # `accelerate launch` sets OMP_NUM_THREADS to 1 on a machine without a GPU, even for a single process.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if threads is None and (launched or "OMP_NUM_THREADS" not in os.environ):
+        threads = max(1, (psutil.cpu_count(logical=False) or 1) // num_processes)
+    torch.set_flush_denormal(True)  # before the threads start, which inherit it; denormals are slow
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a wish to stop after the step; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._process = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data worker that was forked from here
+            raise SystemExit(0)
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: What is trained, and how.
+        output_dir: The run's folder.
+        report_to: Tracker that accelerate knows, or "none".
+    """
+
+    def __init__(self, config: TrainingConfig, output_dir: Path, report_to: str) -> None:
+        train = config.train
+        self.config, self.output_dir = config, output_dir
+        self.stop = StopRequest()
+        mixed_precision = train.mixed_precision
+        if mixed_precision == "fp16" and not torch.cuda.is_available():
+            logger.warning("fp16 needs a GPU: training in float32.")
+            mixed_precision = "no"
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            log_with=None if report_to == "none" else report_to,
+            project_dir=output_dir,
+        )
+        self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            prepare_cpu(train.cpu_threads, self.accelerator.num_processes)
+        set_seed(config.seed)
+
+        unet, condition_encoder = build_unet(config), build_condition_encoder(config)
+        self.micro_batch_size, checkpointing = plan_batches(config)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            condition_encoder.gradient_checkpointing_enable()
+        # Convolutions run faster on channels_last, on CPUs as well.
+        unet.to(memory_format=torch.channels_last)
+        objective = build_objective(config, unet, condition_encoder).to(self.device)
+        self.parameters = dict(objective.named_parameters())
+        self.ema = averaged(objective, train.ema_decay).eval() if train.ema else None
+        optimizer = torch.optim.AdamW(
+            objective.parameters(),
+            lr=train.lr,
+            betas=(train.adam_beta1, train.adam_beta2),
+            weight_decay=train.weight_decay,
+            fused=True,
+        )
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.objective.train()
+
+        self.loader = make_loader(
+            config.data.memmap_dir or config.data.pairs_manifest,
+            data_roots(config),
+            batch_size=train.batch_size,
+            clip_seconds=config.clip_samples / config.audio.sample_rate,
+            sample_rate=config.audio.sample_rate,
+            slots=config.model.max_recordings,
+            conditions=config.data.conditions,
+            shuffle_seed=config.seed,
+            num_workers=config.data.num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.step = 0
+        self.seconds = 0.0  # spent in this and all earlier parts of the run
+        self.best: float | None = None  # validation score of the best pipeline
+        self.is_main = self.accelerator.is_main_process
+        self.clips = load_clips(config) if self.is_main else []
+        self.metrics = find_metrics(config.eval.metrics) if self.is_main else {}
+        if self.is_main:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
+            if not self.clips:
+                logger.warning("data.validation_pairs is not set: there will be no validation.")
+        self.accelerator.init_trackers("tensorboard")
+
+    def init_from(self, folder: Path) -> None:
+        """Takes the weights of a pipeline folder; optimizer and schedule begin afresh.
+
+        Raises:
+            ValueError: If the folder holds no such weights or those of another architecture.
+        """
+        objective = self.accelerator.unwrap_model(self.objective)
+        try:
+            objective.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+            encoder = ASTModel.from_pretrained(folder / "condition_encoder", dtype=torch.float32)
+            objective.condition_encoder.load_state_dict(encoder.state_dict())
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--init_from {folder}: its weights do not fit this configuration: {reason}") from error
+
+    def resume(self, path: Path) -> None:
+        """Goes back to where a checkpoint was written.
+
+        Raises:
+            ValueError: If the checkpoint is damaged or of another architecture.
+        """
+        tensors, state = load_checkpoint(path)
+        objective = self.accelerator.unwrap_model(self.objective)
+        try:
+            objective.load_state_dict(tensors["model"], strict=False)
+            if missing := set(self.parameters) ^ set(tensors["model"]):
+                raise KeyError(f"{sorted(missing)[0]} is in one of them only")
+            if self.ema is not None:
+                self.ema.module.load_state_dict(tensors["ema"], strict=False)
+                self.ema.n_averaged.fill_(state["ema_updates"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} does not fit this configuration: {error}") from error
+        load_optimizer_tensors(self.optimizer.optimizer, self.parameters, tensors["optimizer"])
+        if self.accelerator.scaler is not None and state["grad_scaler"]:
+            self.accelerator.scaler.load_state_dict(state["grad_scaler"])
+        self.loader.load_state_dict(state["data"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        logger.info("Resumed from %s.", path)
+
+    def save(self) -> None:
+        """Writes a checkpoint and deletes those beyond the limit."""
+        if not self.is_main:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "seconds": self.seconds,
+            "best": self.best,
+            "data": self.loader.state_dict(),
+            "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {
+            "model": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "optimizer": optimizer_tensors(self.optimizer.optimizer, self.parameters),
+        }
+        if self.ema is not None:
+            tensors["ema"] = {name: parameter.detach() for name, parameter in self.ema.module.named_parameters()}
+        save_checkpoint(self.output_dir, self.step, tensors, state)
+        prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
+
+    def fit(self) -> None:
+        """Trains until a limit of the configuration is reached or the run is asked to stop."""
+        train, evaluation = self.config.train, self.config.eval
+        self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
+        batches = iter(self.loader)
+        sums: dict[str, float] = {}
+        bar = tqdm(
+            total=train.max_train_steps, initial=self.step, disable=not self.is_main, unit="step", smoothing=0.05
+        )
+        begin = time.monotonic() - self.seconds
+        last_save, validated = self.seconds, -1
+        while not self._finished():
+            losses = self.train_step(batches)
+            self.step += 1
+            bar.update()
+            self.seconds = time.monotonic() - begin
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value / LOG_EVERY_STEPS
+            if self.step % LOG_EVERY_STEPS == 0:
+                self._log(sums, bar)
+                sums.clear()
+            if self.step % evaluation.val_every_steps == 0:
+                self.validate()
+                validated = self.step
+            due = train.checkpointing_steps is not None and self.step % train.checkpointing_steps == 0
+            if due or self.seconds - last_save >= 60 * train.checkpointing_minutes:
+                self.save()
+                last_save = self.seconds
+            self.seconds = time.monotonic() - begin
+        bar.close()
+        if not self.stop.requested and validated != self.step:
+            self.validate()
+        self.save()
+        self.accelerator.end_training()
+
+    def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        """One optimizer step; returns the losses, the norm of the gradient and the learning rate."""
+        train = self.config.train
+        rate = learning_rate(self.step, train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, float] = {}
+        parts = [part for _ in range(train.gradient_accumulation_steps) for part in self._parts(next(batches))]
+        for number, (part, share) in enumerate(parts):
+            seed = step_seed(self.config.seed, self.step, self.accelerator.process_index, number)
+            torch.manual_seed(seed)  # for dropout, if the models have any
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
+                losses = self.objective(part, torch.Generator().manual_seed(seed))
+                self._check_finite(losses, part)
+                self.accelerator.backward(losses["loss"] * share)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + share * float(loss.detach())
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), train.grad_clip)
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips steps whose gradient overflows
+            self._check_finite({"gradient": norm}, {"row_id": [row for part, _ in parts for row in part["row_id"]]})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.accelerator.unwrap_model(self.objective))
+        return {**sums, "grad_norm": float(norm), "lr": rate}
+
+    def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
+        """Micro-batches on the device, each with its share of the step's loss."""
+        size = len(batch["row_id"])
+        for start in range(0, size, self.micro_batch_size):
+            part = {key: value[start : start + self.micro_batch_size] for key, value in batch.items()}
+            share = len(part["row_id"]) / size / self.config.train.gradient_accumulation_steps
+            yield {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in part.items()}, share
+
+    def _check_finite(self, values: Mapping[str, torch.Tensor], batch: Mapping[str, Any]) -> None:
+        if all(bool(torch.isfinite(value.detach()).all()) for value in values.values()):
+            return
+        path = self.output_dir / f"non_finite_rank{self.accelerator.process_index}.json"
+        found = {name: float(value.detach()) for name, value in values.items()}
+        path.write_text(json.dumps({"step": self.step, "values": found, "row_id": batch["row_id"]}), encoding="utf-8")
+        wrong = [name for name, value in values.items() if not torch.isfinite(value.detach()).all()]
+        raise TrainingStopped(f"step {self.step}: {', '.join(wrong)} not finite; the rows of the batch are in {path}")
+
+    def _finished(self) -> bool:
+        """Whether to end, the same on all processes."""
+        train = self.config.train
+        if train.max_train_steps is not None and self.step >= train.max_train_steps:
+            return True
+        if self.loader.position.epoch >= train.epochs:
+            return True
+        late = train.max_train_minutes is not None and self.seconds >= 60 * train.max_train_minutes
+        if self.accelerator.num_processes > 1:  # clocks and signals differ, the decision must not
+            wishes = torch.tensor([int(self.stop.requested), int(late)], device=self.device)
+            stop, late = (self.accelerator.reduce(wishes, reduction="sum") > 0).tolist()
+            self.stop.requested |= stop
+        return self.stop.requested or late
+
+    def _log(self, means: dict[str, float], bar: tqdm[Any]) -> None:
+        rate = bar.format_dict["rate"] or 0.0
+        batch = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
+        samples = rate * batch * self.accelerator.num_processes
+        bar.set_postfix(loss=f"{means['loss']:.4f}", lr=f"{means['lr']:.1e}", samples_per_s=f"{samples:.2f}")
+        self.accelerator.log(means, step=self.step)
+        if self.history is not None:
+            self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **means})
+
+    def validate(self) -> None:
+        """Restores the validation clips, reports, and keeps the pipeline if it is the best so far."""
+        if not self.clips or not self.metrics or self.history is None:
+            return
+        pipeline = self.pipeline()
+        report = validate(pipeline, self.clips, self.metrics, stop_requested=lambda: self.stop.requested)
+        if report is None:
+            return
+        scores = {f"validation/{name}": value for name, value in report.scores.items()}
+        self.accelerator.log(scores, step=self.step)
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **scores})
+        write_pictures(self.accelerator.trackers, pipeline, self.clips, report, self.step)
+        tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in report.scores.items()))
+        score = report.scores.get(BEST_BY)
+        if score is not None and (self.best is None or score > self.best):
+            self.best = score
+            best = self.output_dir / f"best-{self.step}"
+            self.export(best)
+            for older in set(self.output_dir.glob("best-*")) - {best}:
+                shutil.rmtree(older)
+
+    def pipeline(self) -> Aud2StudioPipeline:
+        """The pipeline with the averaged weights, or a copy of the current ones if there is no average."""
+        if self.ema is None:
+            objective = copy.deepcopy(self.accelerator.unwrap_model(self.objective)).eval()
+        else:
+            objective = self.ema.module
+        pipeline = build_pipeline(self.config, objective.unet, objective.condition_encoder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def export(self, folder: Path) -> None:
+        """Writes the pipeline with the averaged weights as a folder in the Hub's layout."""
+        pipeline = self.pipeline()
+        if self.config.export.half_precision:
+            pipeline.unet = copy.deepcopy(pipeline.unet).half()
+            pipeline.condition_encoder = copy.deepcopy(pipeline.condition_encoder).half()
+        with atomic_folder(folder) as temporary:
+            pipeline.save_pretrained(temporary)

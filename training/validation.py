@@ -1,0 +1,146 @@
+"""Validation through the path that users take: the pipeline, on a fixed set of clips."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline_aud2studio import Aud2StudioPipeline
+
+from .config import TrainingConfig
+from .data import make_loader
+from .sources import Roots
+
+logger = logging.getLogger(__name__)
+
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PICTURED_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A pair to validate on."""
+
+    takes: list[np.ndarray]  # mono recordings (samples); the first one is to be restored
+    clean: np.ndarray  # (samples)
+    condition: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a validation found: means over the clips, and the restored clips (samples)."""
+
+    scores: dict[str, float]
+    restored: list[np.ndarray]
+
+
+def data_roots(config: TrainingConfig) -> Roots:
+    """The folders of the data section."""
+    data = config.data
+    return Roots(data.clean_music_dir, data.rir_dir, data.noise_dir, data.pairs_manifest.parent)
+
+
+def load_clips(config: TrainingConfig) -> list[Clip]:
+    """The first clips of the validation pairs, whole."""
+    if config.data.validation_pairs is None:
+        return []
+    loader = make_loader(
+        config.data.validation_pairs,
+        data_roots(config),
+        batch_size=1,
+        sample_rate=config.audio.sample_rate,
+        slots=config.model.max_recordings,
+        epochs=1,
+    )
+    clips = []
+    for batch, _ in zip(loader, range(config.eval.num_clips), strict=False):
+        takes = list(batch["recordings"][0, : int(batch["num_slots"][0])].numpy())
+        clips.append(Clip(takes, batch["clean"][0].numpy(), batch["condition"][0]))
+    return clips
+
+
+def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """The functions of `metrics.py` with these names; those that are not there are skipped with a notice."""
+    try:
+        module = importlib.import_module("training.metrics")
+    except ModuleNotFoundError:
+        module = None
+    found = {name: getattr(module, name, None) for name in names}
+    for name in (name for name, function in found.items() if function is None):
+        logger.warning("The metric %s is not available and is skipped.", name)
+    return {name: function for name, function in found.items() if function is not None}
+
+
+def validate(
+    pipeline: Aud2StudioPipeline,
+    clips: Sequence[Clip],
+    metrics: dict[str, Metric],
+    seed: int = 0,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Report | None:
+    """Restores the clips at the pipeline's default steps and averages the metrics.
+
+    Returns:
+        `NAME` and `NAME_improvement` (over the first take as it is) of every metric, and `si_sdr_improvement` of every
+        condition; nothing if the run was asked to stop meanwhile.
+    """
+    rows: list[tuple[str, dict[str, float]]] = []
+    restored = []
+    for number, clip in enumerate(clips):
+        if stop_requested():
+            return None
+        generator = torch.Generator().manual_seed(seed + number)
+        audio = pipeline(clip.takes, pipeline.config.sample_rate, generator=generator).audios[0, 0]
+        restored.append(audio)
+        estimate, recording, clean = (torch.from_numpy(part) for part in (audio, clip.takes[0], clip.clean))
+        row = {}
+        for name, metric in metrics.items():
+            row[name] = float(metric(estimate, clean))
+            row[f"{name}_improvement"] = row[name] - float(metric(recording, clean))
+        rows.append((clip.condition, row))
+    scores = _means(row for _, row in rows)
+    for condition in sorted({condition for condition, _ in rows}):
+        of_condition = _means(row for name, row in rows if name == condition)
+        if "si_sdr_improvement" in of_condition:
+            scores[f"si_sdr_improvement/{condition}"] = of_condition["si_sdr_improvement"]
+    return Report(scores, restored)
+
+
+def _means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    collected = list(rows)
+    return {name: float(np.mean([row[name] for row in collected])) for name in (collected[0] if collected else {})}
+
+
+def mel_picture(pipeline: Aud2StudioPipeline, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    """Log-mels of `waveforms` (samples), one above the other: RGB (height, width, 3), 0 to 255."""
+    from matplotlib import colormaps  # slow to import, and only validation needs it
+
+    transform = pipeline.transform
+    mels = [transform.log_mel(transform.stft(torch.from_numpy(waveform))).flip(0).numpy() for waveform in waveforms]
+    mel = np.concatenate(mels)
+    low, high = np.quantile(mel, [0.02, 0.998])
+    scaled = np.clip((mel - low) / max(high - low, 1e-6), 0, 1)
+    return (colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8)
+
+
+def write_pictures(
+    trackers: Sequence[object], pipeline: Aud2StudioPipeline, clips: Sequence[Clip], report: Report, step: int
+) -> None:
+    """Shows recording, restored and clean spectrograms in every tracker, and plays them where it is TensorBoard."""
+    for number, (clip, restored) in enumerate(zip(clips[:PICTURED_CLIPS], report.restored, strict=False)):
+        picture = mel_picture(pipeline, [clip.takes[0], restored, clip.clean])
+        for tracker in trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({f"validation/{number}": picture[None]}, step=step)
+            if getattr(tracker, "name", "") == "tensorboard":
+                heard = {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
+                for name, waveform in heard.items():
+                    level = max(1.0, float(np.abs(waveform).max()))
+                    tracker.writer.add_audio(  # type: ignore[attr-defined]
+                        f"validation/{number}/{name}", waveform[None] / level, step, pipeline.config.sample_rate
+                    )
