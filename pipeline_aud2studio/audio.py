@@ -30,9 +30,10 @@ MAX_CHANNELS = 2
 
 # The level at which the networks see every recording, in training and in use.
 NORMAL_RMS_DB = -23.0
-# Of a recording of mere applause next to nothing is left; lifting that to the applause's loudness would lift only dirt.
+# Of mere applause next to nothing is left; lifting that to the applause's loudness would lift only dirt.
 MAX_LOUDNESS_GAIN_DB = 20.0
 PEAK_CEILING_DB = -0.1
+SILENCE_RMS_DB = -120.0  # below it there is nothing to restore
 
 # What a folder given as input is searched for. Other files are still tried when they are named one by one.
 SUFFIXES_READ = frozenset(
@@ -196,7 +197,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, num_byte
         AudioError: it cannot, and why.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUBTYPES_WRITTEN:
+    if path.suffix.lower() not in SUBTYPES_WRITTEN and not path.is_dir():
         raise AudioError(f"{path} cannot be written: the name has to end in {' or '.join(SUBTYPES_WRITTEN)}")
     check_writable(path, overwrite, num_bytes)
 
@@ -358,16 +359,21 @@ def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int) ->
             stacklevel=2,
         )
         gain_db = MAX_LOUDNESS_GAIN_DB
-    peak_db = 20 * math.log10(max(float(np.abs(restored).max()), 1e-12)) + gain_db
-    if peak_db > 0:
-        lowered_db = peak_db - PEAK_CEILING_DB
-        warnings.warn(
-            f"the result is {lowered_db:.1f} dB quieter than the recording, at whose loudness it would clip",
-            LoudnessWarning,
-            stacklevel=2,
-        )
-        gain_db -= lowered_db
-    return restored * np.float32(10 ** (gain_db / 20))
+    return guard_peak(restored * np.float32(10 ** (gain_db / 20)))
+
+
+def guard_peak(waveform: Waveform) -> Waveform:
+    """The waveform, with a `LoudnessWarning` lowered to `PEAK_CEILING_DB` where it would clip."""
+    peak_db = 20 * math.log10(max(float(np.abs(waveform).max(initial=0.0)), 1e-12))
+    if peak_db <= 0:
+        return waveform
+    lowered_db = peak_db - PEAK_CEILING_DB
+    warnings.warn(
+        f"the result is {lowered_db:.1f} dB quieter than it should be, because it would clip",
+        LoudnessWarning,
+        stacklevel=3,
+    )
+    return waveform * np.float32(10 ** (-lowered_db / 20))
 
 
 def tilt(waveform: Waveform, sample_rate: int, tilt_db: float) -> Waveform:

@@ -1,0 +1,351 @@
+"""The command line: `aud2studio --inputs audience.wav --save restored.wav`.
+
+Exit status: 0 when everything was restored, 1 when something failed on the way, 2 when the arguments or the input
+cannot be used. Errors are one line on the standard error stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import audio
+from .audio import Audio, LoudnessWarning, Waveform
+
+if TYPE_CHECKING:
+    from .pipeline import Aud2StudioPipeline
+
+PROGRAM = "aud2studio"
+# By their names in diffusers. They share one configuration: the checkpoint's.
+SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
+SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
+BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Takes of one performance, the first of which is restored, and the file that the result goes to."""
+
+    inputs: tuple[Path, ...]
+    output: Path
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of a job."""
+
+    output: Path
+    audio_s: float
+    seconds: float
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _within(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """A type for argparse: numbers within two bounds, both included."""
+
+    def convert(text: str) -> Any:
+        try:
+            number = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not low <= number <= high:
+            bounds = f"within {low:g} and {high:g}" if high < float("inf") else f"{low:g} or more"
+            raise argparse.ArgumentTypeError(f"has to be {bounds}, got {text}")
+        return number
+
+    return convert
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Restores audience recordings of concerts.", allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--inputs",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="a recording; or several takes of one performance, already aligned, the first of which is restored; or a"
+        " folder, each audio file of which is restored",
+    )
+    add("--save", required=True, type=Path, metavar="PATH", help="the .wav or .flac to write; a folder for a folder")
+    add("--overwrite", action="store_true", help="replace what exists already")
+    add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
+    add(
+        "--reconstruction",
+        choices=("faithful", "vocoder", "blend"),
+        default="faithful",
+        help="filter what was recorded, or synthesise it anew (default: %(default)s)",
+    )
+    add("--steps", type=_within(int, 1, 1000), help="denoising steps (default: the checkpoint's)")
+    add("--scheduler", choices=tuple(SCHEDULERS), help="default: the checkpoint's")
+    add("--seed", type=_within(int, 0, 2**63 - 1), default=0, help="default: %(default)s")
+    add("--dryness", type=_within(float, 0, 1), default=1.0, help="from 0, the input, to 1, fully restored (default)")
+    add(
+        "--tilt-db",
+        type=_within(float, -24, 24),
+        help="brighter (positive) or darker towards both ends of the spectrum",
+    )
+    add("--limiter", action="store_true", help="limit peaks to -1 dBFS")
+    add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
+    add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
+    add(
+        "--sample-rate",
+        type=_within(int, audio.MIN_SAMPLE_RATE, audio.MAX_SAMPLE_RATE),
+        metavar="HZ",
+        help="of the output (default: the input's)",
+    )
+    add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
+    add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="precision of the networks (default: bfloat16 on CUDA, else float32)",
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises a ValueError for options that do not go together."""
+    if args.reconstruction == "blend":
+        raise ValueError("--reconstruction blend is not there yet: use faithful or vocoder")
+    if args.reconstruction == "vocoder" and args.dryness < 1:
+        raise ValueError(
+            "--dryness mixes in phase, and the vocoder's phase is its own: use faithful, or leave it at 1"
+        )
+    if args.end is not None and args.end <= (args.start or 0.0):
+        raise ValueError(f"--end has to be after --start, got {args.end:g} and {args.start or 0.0:g} s")
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot writes PNG: {args.plot} has to end in .png")
+
+
+def plan_jobs(inputs: Sequence[Path], save: Path) -> list[Job]:
+    """What to restore, and to where.
+
+    Raises:
+        ValueError: a folder among several inputs, a folder without audio, or names that would collide.
+    """
+    folders = [path for path in inputs if path.is_dir()]
+    if not folders:
+        return [Job(tuple(inputs), save)]
+    if len(inputs) > 1:
+        raise ValueError(f"--inputs takes one folder or several files, not {folders[0]} among others")
+    folder = folders[0]
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix.lower() in audio.SUFFIXES_READ and not path.name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"{folder} holds no audio files")
+    if not save.is_dir():
+        raise ValueError(f"{save} is not a folder: for a folder of recordings, --save names an existing one")
+    jobs = []
+    taken: dict[Path, Path] = {}
+    for path in files:
+        suffix = path.suffix.lower() if path.suffix.lower() in audio.SUBTYPES_WRITTEN else ".flac"
+        output = save / f"{path.stem}{suffix}"
+        if output in taken:
+            raise ValueError(f"{taken[output]} and {path} would both be written to {output}: rename one of them")
+        taken[output] = path
+        jobs.append(Job((path,), output))
+    return jobs
+
+
+def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+    """Raises an AudioError for an output that cannot be written."""
+    if args.plot is not None:
+        if len(jobs) > 1:
+            raise ValueError("--plot draws one recording: it cannot be used with a folder of several")
+        audio.check_writable(args.plot, args.overwrite)
+    for job in jobs:
+        audio.check_output(job.output, args.overwrite)
+        if any(path.exists() and job.output.exists() and path.samefile(job.output) for path in job.inputs):
+            raise ValueError(f"{job.output} is an input: save the restored recording under another name")
+        if args.bit_depth and SUBTYPES[args.bit_depth] not in audio.SUBTYPES_WRITTEN[job.output.suffix.lower()]:
+            raise ValueError(f"{job.output} cannot hold --bit-depth {args.bit_depth}: save a .wav file")
+
+
+def check_model(model: str) -> None:
+    """Raises a ValueError for what is neither a model folder nor the name of a Hub repository."""
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} is not a model folder: it has no model_index.json")
+    elif folder.exists() or not REPOSITORY.fullmatch(model):
+        raise ValueError(f"{model} is neither a model folder nor a Hub repository such as organisation/name")
+
+
+def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) -> Aud2StudioPipeline:
+    """The pipeline, ready to run.
+
+    Raises:
+        ValueError: the device is not there, or the model cannot be loaded.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    from .pipeline import Aud2StudioPipeline
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, present in available.items() if present)
+    elif not available[device]:
+        raise ValueError(f"--device {device} is not there: use {', '.join(n for n, p in available.items() if p)}")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    try:
+        # A vocoder in half precision is audibly worse, or silently NaN.
+        precision = {"vocoder": torch.float32, "default": getattr(torch, dtype)}
+        pipeline = Aud2StudioPipeline.from_pretrained(model, dtype=precision)
+        if scheduler is not None:
+            scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
+            # Its default would clip log-mels, which are not bounded by 1.
+            unclipped = {} if scheduler == "dpm++" else {"clip_sample": False}
+            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **unclipped)
+    except Exception as error:  # whatever a broken file or an unknown repository makes the libraries raise
+        raise ValueError(f"the model {model} cannot be loaded: {_one_line(error)}") from error
+    pipeline.set_progress_bar_config(desc="restoring", unit="chunk", leave=False)
+    return pipeline.to(device)
+
+
+def restore(args: argparse.Namespace) -> Iterator[Restored]:
+    """Everything that the command line asks for, file by file. A bad file of a folder does not stop the others.
+
+    Raises:
+        ValueError: the arguments or an input cannot be used.
+        OSError: an output could not be written.
+    """
+    check_arguments(args)
+    jobs = plan_jobs(args.inputs, args.save)
+    check_outputs(jobs, args)
+    model = args.model or str(Path(__file__).parent / "weights")
+    check_model(model)
+
+    # Loaded when the first recording has turned out to be readable.
+    @cache
+    def pipeline() -> Aud2StudioPipeline:
+        return load_pipeline(model, args.device, args.dtype, args.scheduler)
+
+    failed = 0
+    for job in jobs:
+        try:
+            yield restore_job(job, args, pipeline)
+        except audio.AudioError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            _say(f"error: {_one_line(error)}")
+    if failed:
+        raise ValueError(f"{failed} of {len(jobs)} recordings could not be restored")
+
+
+def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
+    """Read, restore, finish, write, draw."""
+    takes = [audio.read(path, args.start, args.end) for path in job.inputs]
+    reference = takes[0]
+    sample_rate = args.sample_rate or reference.sample_rate
+    suffix = job.output.suffix.lower()
+    subtype = SUBTYPES[args.bit_depth] if args.bit_depth else audio.output_subtype(suffix, reference.subtype)
+    num_samples = reference.waveform.size * sample_rate / reference.sample_rate
+    audio.check_output(job.output, args.overwrite, round(num_samples * BYTES_PER_SAMPLE[subtype]))
+
+    if audio.rms_db(reference.waveform) < audio.SILENCE_RMS_DB:
+        _say(f"notice: {job.inputs[0]} is silent: it is returned as it is")
+        waveform, seconds = reference.waveform, 0.0
+    else:
+        loaded = pipeline()
+        started = time.perf_counter()
+        waveform = run_pipeline(loaded, takes, args)
+        seconds = time.perf_counter() - started
+    finished = finish(waveform, reference.sample_rate, sample_rate, args.tilt_db, args.limiter)
+    audio.write(job.output, finished, sample_rate, subtype, reference.tags)
+    if args.plot is not None:
+        from .plot import plot_spectrograms
+
+        before = audio.resample(reference.waveform, reference.sample_rate, sample_rate)
+        panels = {f"{job.inputs[0].name}: before": before, f"{job.output.name}: after": finished}
+        plot_spectrograms(args.plot, panels, sample_rate, args.start or 0.0)
+    return Restored(job.output, reference.seconds, seconds)
+
+
+def run_pipeline(pipeline: Aud2StudioPipeline, takes: Sequence[Audio], args: argparse.Namespace) -> Waveform:
+    """The first take, restored with the help of the others: `(channels, samples)` at its own rate."""
+    import torch
+
+    rate = takes[0].sample_rate
+    output = pipeline(
+        [audio.resample(take.waveform, take.sample_rate, rate) for take in takes],
+        sampling_rate=rate,
+        num_inference_steps=args.steps,
+        reconstruction=args.reconstruction,
+        dryness=args.dryness,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    return output.audios[0]
+
+
+def finish(waveform: Waveform, rate: int, output_rate: int, tilt_db: float | None, limit: bool) -> Waveform:
+    """The output's rate, tilt and limiter; lowered where these make it clip."""
+    waveform = audio.resample(waveform, rate, output_rate)
+    if tilt_db:
+        waveform = audio.tilt(waveform, output_rate, tilt_db)
+    if limit:
+        waveform = audio.limiter(waveform, output_rate)
+    return audio.guard_peak(waveform)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", LoudnessWarning)
+        warnings.showwarning = lambda message, *_, **__: _say(f"notice: {message}")
+        try:
+            for restored in restore(args):
+                speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
+                print(f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}")
+        except KeyboardInterrupt:
+            return _fail("interrupted", 130)
+        except ValueError as error:
+            return _fail(_one_line(error), 2)
+        except Exception as error:
+            return _fail(f"{type(error).__name__}: {_one_line(error)}", 1)
+    return 0
+
+
+def _say(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _fail(message: str, status: int) -> int:
+    _say(f"error: {message}")
+    return status
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Spectrograms below each other, for the eye to compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .audio import Waveform, atomic_path
+
+WINDOW_SAMPLES = 2048
+MAX_FRAMES = 1200  # about one for each pixel of the picture
+RANGE_DB = 80.0
+LOWEST_HZ = 30.0
+
+
+def spectrogram_db(waveform: Waveform, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Power over time and frequency of `(channels, samples)`, averaged over the channels; a full-scale sine is 0 dB.
+
+    Returns:
+        Times in s (frames), frequencies in Hz (bins), levels in dB (bins, frames).
+    """
+    padded = np.pad(waveform, ((0, 0), (0, max(0, WINDOW_SAMPLES - waveform.shape[1]))))
+    last = padded.shape[1] - WINDOW_SAMPLES
+    starts = np.arange(0, last + 1, max(WINDOW_SAMPLES // 8, last // MAX_FRAMES))
+    window = np.hanning(WINDOW_SAMPLES).astype(np.float32)
+    power = np.zeros((len(starts), WINDOW_SAMPLES // 2 + 1))
+    for channel in padded:
+        frames = np.lib.stride_tricks.sliding_window_view(channel, WINDOW_SAMPLES)[starts] * window
+        power += np.abs(np.fft.rfft(frames) * (2 / window.sum())) ** 2 / len(padded)
+    times = (starts + WINDOW_SAMPLES / 2) / sample_rate
+    return times, np.fft.rfftfreq(WINDOW_SAMPLES, 1 / sample_rate), 10 * np.log10(np.maximum(power.T, 1e-12))
+
+
+def plot_spectrograms(
+    path: str | os.PathLike[str], panels: Mapping[str, Waveform], sample_rate: int, start_s: float = 0.0
+) -> None:
+    """Write a PNG with one spectrogram for each title, all on the same axes and the same scale of levels."""
+    figure = Figure(figsize=(9.6, 2.9 * len(panels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
+    spectrograms = {title: spectrogram_db(waveform, sample_rate) for title, waveform in panels.items()}
+    loudest_db = max(levels.max() for _, _, levels in spectrograms.values())
+    for axes, (title, (times, frequencies, levels)) in zip(all_axes, spectrograms.items(), strict=True):
+        mesh = axes.pcolormesh(
+            times + start_s,
+            frequencies,
+            levels,
+            vmin=loudest_db - RANGE_DB,
+            vmax=loudest_db,
+            cmap="magma",
+            rasterized=True,
+        )
+        axes.set_yscale("log")
+        axes.set_ylim(LOWEST_HZ, sample_rate / 2)
+        axes.set_yticks([100, 1000, 10000] if sample_rate > 20000 else [100, 1000], minor=False)
+        axes.yaxis.set_major_formatter(lambda hertz, _: f"{hertz / 1000:g}k" if hertz >= 1000 else f"{hertz:g}")
+        axes.set_ylabel("Hz")
+        axes.set_title(title, loc="left", fontsize=10)
+    all_axes[-1].set_xlabel("s")
+    figure.colorbar(mesh, ax=list(all_axes), label="dB")
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
