@@ -18,7 +18,7 @@ def condition_tokens(encoder: ASTModel, features: Features) -> tuple[torch.Tenso
         features: The chunk's recordings.
 
     Returns:
-        Tokens (batch, M * K, width) and a mask (batch, M * K), true where the recording exists. `K` is the class token
+        Tokens (batch, R * K, width) and a mask (batch, R * K), true where the recording exists. `K` is the class token
         plus one token for each row of patches.
 
     Raises:

@@ -4,7 +4,8 @@ In, per frame and band (`1 + 3M` channels for `M` recordings): the noisy correct
 its log-mel and the real and imaginary part of its compressed complex band average. Out (`1 + 2M`): the scheduler's
 prediction for channel 0, and per recording one complex band gain, which is not diffused.
 
-Recording 0 is the one to be restored. A missing recording is all zeros and gets no gain.
+Recording 0 is the one to be restored. A missing recording is all zeros and gets no gain; where a whole batch has only
+`R < M` recordings, the others are never computed.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Features(NamedTuple):
     """What the recordings of one chunk look like to the UNet and to the condition encoder."""
 
     channels: torch.Tensor  # (batch, 3M, bands, frames)
-    log_mel: torch.Tensor  # (batch, M, bands, frames), normalised; zero where missing
-    present: torch.Tensor  # (batch, M), bool
+    log_mel: torch.Tensor  # (batch, R, bands, frames), normalised; zero where missing
+    present: torch.Tensor  # (batch, R), bool
 
 
 class BandImage:
@@ -74,8 +75,8 @@ class BandImage:
         """Channels of the recordings.
 
         Args:
-            stft: Spectra (batch, M, bins, frames) at the normal level.
-            present: Which recordings exist (batch, M), bool.
+            stft: Spectra (batch, R, bins, frames) at the normal level, `R` at most `M`.
+            present: Which recordings exist (batch, R), bool.
             first_frame: Absolute index of the first frame.
         """
         exists = present[:, :, None, None]
@@ -84,7 +85,8 @@ class BandImage:
         power = average.real.square() + average.imag.square() + _TINY
         compressed = average * (self.band_scale * power ** ((COMPRESSION - 1) / 2))
         bands = [torch.where(exists, part, 0.0) for part in (compressed.real, compressed.imag)]
-        return Features(torch.cat([log_mel, *bands], dim=1), log_mel, present)
+        absent = (0, 0, 0, 0, 0, self.max_recordings - stft.shape[1])
+        return Features(torch.cat([F.pad(part, absent) for part in (log_mel, *bands)], dim=1), log_mel, present)
 
     def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
         """The diffused quantity (batch, 1, bands, frames) that turns recording 0's log-mel into `log_mel` (nats)."""
@@ -105,11 +107,12 @@ class BandImage:
         """Takes the UNet's output apart.
 
         Returns:
-            The prediction for channel 0 (batch, 1, bands, frames) and the complex gains (batch, M, bands, frames).
+            The prediction for channel 0 (batch, 1, bands, frames) and the complex gains (batch, R, bands, frames).
         """
         output = F.pixel_shuffle(output.float(), self.patch_size)
         prediction, real, imag = output.split([1, self.max_recordings, self.max_recordings], dim=1)
-        gains = bounded_gain(real, imag, self.max_gain)
+        recordings = features.present.shape[1]
+        gains = bounded_gain(real[:, :recordings], imag[:, :recordings], self.max_gain)
         return prediction, gains * features.present[:, :, None, None]
 
 
@@ -119,7 +122,7 @@ def bounded_gain(real: torch.Tensor, imag: torch.Tensor, max_gain: float) -> tor
     `g = max_gain * z / sqrt(1 + |z|^2)` with `z = head + z_0`, `z_0` chosen for `g = 1` at recording 0.
 
     Args:
-        real, imag: The head's output (batch, M, bands, frames).
+        real, imag: The head's output (batch, R, bands, frames).
     """
     identity = torch.zeros_like(real[:1, :, :1, :1])
     identity[:, 0] = 1 / math.sqrt(max_gain**2 - 1)

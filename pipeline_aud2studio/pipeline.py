@@ -295,14 +295,11 @@ class Aud2StudioPipeline(DiffusionPipeline):
         return torch.nn.functional.pad(edges, (0, max(beyond, 0)))
 
     def _stft(self, padded: torch.Tensor, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
-        """Spectra of frames from `first` on, sorted into slots: (rows, M, bins, num_frames); a free slot is zero."""
+        """Spectra of frames from `first` on, sorted into slots: (rows, slots, bins, num_frames)."""
         hop, pad = self.transform.hop_length, self.transform.pad
         samples = padded[:, first * hop : (first + num_frames) * hop + 2 * pad].to(self._execution_device)
         stft = self.transform.stft_of_padded(samples)  # (all channels, bins, num_frames)
-        rows = stft.new_zeros(len(slots), self.max_recordings, *stft.shape[1:])
-        for row, channels in enumerate(slots):
-            rows[row, : len(channels)] = stft[channels]
-        return rows
+        return stft[torch.tensor(slots, device=stft.device)]
 
     def _faithful(
         self, padded: torch.Tensor, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
@@ -340,15 +337,13 @@ class Aud2StudioPipeline(DiffusionPipeline):
         """Runs the chunks through the UNet and cross-fades them.
 
         Yields:
-            The first frame and the final frames of the gains (rows, M, bands, frames), or of the log-mel
+            The first frame and the final frames of the gains (rows, slots, bands, frames), or of the log-mel
             (rows, bands, frames), from there on.
         """
         num_frames = self.transform.num_frames(num_samples)
         starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
         fader = CrossFader(num_frames, self.chunk_frames, self.config.overlap_frames)
-        present = torch.zeros(len(slots), self.max_recordings, dtype=torch.bool, device=self._execution_device)
-        for row, channels in enumerate(slots):
-            present[row, : len(channels)] = True
+        present = torch.ones(len(slots), len(slots[0]), dtype=torch.bool, device=self._execution_device)
         together = max(1, batch_size // len(slots))
         with self.progress_bar(total=len(starts)) as progress:
             for index in range(0, len(starts), together):
@@ -364,7 +359,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
                 progress.update(len(group))
 
     def _sample(self, features: Features, starts: list[int], sampling: _Sampling, faithful: bool) -> torch.Tensor:
-        """The denoising loop for some chunks: gains (batch, M, bands, frames) or log-mel (batch, bands, frames)."""
+        """The denoising loop: gains (batch, slots, bands, frames) or log-mel (batch, bands, frames) of some chunks."""
         # a. Condition tokens of every recording
         tokens, mask = condition_tokens(self.condition_encoder, features)
         tokens = tokens.to(self.unet.dtype)

@@ -21,7 +21,8 @@ def assign_slots(num_channels: list[int], max_recordings: int) -> list[list[int]
         num_channels: Channels of every take, the reference first; the channels of all takes are counted through.
 
     Returns:
-        For every channel of the reference the indices of at most `max_recordings` channels.
+        For every channel of the reference the indices of at most `max_recordings` channels, as many for one as for
+        the other.
     """
     offsets = np.cumsum([0, *num_channels])
     slots = []

