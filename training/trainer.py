@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -225,7 +226,7 @@ class Trainer:
         train, evaluation = self.config.train, self.config.eval
         self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
         batches = iter(self.loader)
-        sums: dict[str, float] = {}
+        recent: list[dict[str, float]] = []
         bar = tqdm(
             total=train.max_train_steps, initial=self.step, disable=not self.is_main, unit="step", smoothing=0.05
         )
@@ -236,11 +237,10 @@ class Trainer:
             self.step += 1
             bar.update()
             self.seconds = time.monotonic() - begin
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value / LOG_EVERY_STEPS
+            recent.append(losses)
             if self.step % LOG_EVERY_STEPS == 0:
-                self._log(sums, bar)
-                sums.clear()
+                self._log({name: fmean(row.get(name, 0.0) for row in recent) for name in losses}, bar)
+                recent.clear()
             if self.step % evaluation.val_every_steps == 0:
                 self.validate()
                 validated = self.step
