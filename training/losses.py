@@ -23,6 +23,21 @@ def si_sdr_loss(estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float 
     return -10 * torch.log10((signal + 1e-8) / (error + tau * signal + 1e-8)).mean()
 
 
+def snr_loss(estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0) -> torch.Tensor:
+    """Negative SNR in dB, softly bounded: the "thresholded SNR" of Wisdom et al. (2020).
+
+    It asks for the right level and polarity. In a room with tonal music the recording hardly correlates with the clean
+    signal (SI-SDR down to -30 dB); there SI-SDR has an almost infinite and sign-blind gradient, and this one has not.
+
+    Args:
+        estimate, target: Waveforms (batch, samples).
+        ceiling_db: The value that a perfect estimate reaches.
+    """
+    energy = target.square().sum(-1).clamp_min(1e-8)
+    error = (estimate - target).square().sum(-1)
+    return 10 * torch.log10(error / energy + 10 ** (-ceiling_db / 10)).mean()
+
+
 def compressed_stft_loss(estimate: torch.Tensor, target: torch.Tensor, exponent: float = 0.3) -> torch.Tensor:
     """Distance of compressed spectra, complex and in magnitude only, of (batch, bins, frames).
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses import compressed_stft_loss, si_sdr_loss
+from training.losses import compressed_stft_loss, si_sdr_loss, snr_loss
 
 
 def pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,6 +22,13 @@ def test_si_sdr_of_a_known_mixture():
 def test_si_sdr_of_a_perfect_estimate_is_the_ceiling():
     target, _ = pair()
     assert float(si_sdr_loss(0.2 * target, target, ceiling_db=25)) == pytest.approx(-25, abs=1e-3)
+
+
+def test_snr_of_a_known_error():
+    target, noise = pair()
+    estimate = target + noise * target.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True) * 0.1
+    assert float(snr_loss(estimate, target)) == pytest.approx(10 * np.log10(0.1**2 + 1e-3), abs=1e-3)
+    assert float(snr_loss(-target, target)) == pytest.approx(10 * np.log10(4 + 1e-3), abs=1e-3)  # polarity counts
 
 
 def test_compressed_loss_against_its_formula():

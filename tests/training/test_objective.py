@@ -11,7 +11,7 @@ from pipeline_aud2studio.spectral import BandTransform
 from training.objective import RestorationObjective, min_snr_weights
 
 FRAMES = 32
-WEIGHTS = {"diffusion": 1.0, "compressed_stft": 2.0, "mr_stft": 0.5, "si_sdr": 0.1}
+WEIGHTS = {"diffusion": 1.0, "compressed_stft": 2.0, "mr_stft": 0.5, "snr": 0.3, "si_sdr": 0.1}
 
 
 def schedule(prediction_type: str = "v_prediction") -> DDPMScheduler:
