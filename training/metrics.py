@@ -1,0 +1,135 @@
+"""How far a restoration is from the clean original: objective distances, and the uncertainty of their mean.
+
+Waveforms are tensors (..., samples); a metric gives one value for each of the leading dimensions, computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from auraloss.freq import MultiResolutionSTFTLoss
+
+from pipeline_aud2studio.audio import NORMAL_RMS_DB, loudness_lufs
+
+TINY = 1e-20
+# Yamamoto's and auraloss' defaults, in samples; Hann windows.
+MR_STFT_FFTS, MR_STFT_HOPS, MR_STFT_WINDOWS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
+LSD_FFT, LSD_HOP = 2048, 512  # 46 ms and 12 ms at 44.1 kHz
+LSD_RANGE_DB = 60.0
+
+
+def si_sdr(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB; larger is better, unbounded.
+
+    Le Roux et al., "SDR - half-baked or well done?" (ICASSP 2019), equation 5. The mean is not removed: an offset is a
+    distortion. A sample of delay is one as well.
+
+    Args:
+        estimate, target: (..., samples).
+
+    Raises:
+        ValueError: if the shapes differ or the target is silent.
+    """
+    estimate, target = _checked(estimate, target)
+    scale = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
+    projection = scale * target
+    return _ratio_db(projection, estimate - projection)
+
+
+def sdr(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Signal-to-distortion ratio in dB, of what level the estimate has; larger is better, unbounded.
+
+    The energy of the target over the energy of the difference: the "SNR" of Le Roux et al. (2019), and the SDR of the
+    music demixing challenges since 2021, without the filters of BSS Eval.
+    """
+    estimate, target = _checked(estimate, target)
+    return _ratio_db(target, estimate - target)
+
+
+def multi_resolution_stft(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Multi-resolution STFT distance, no unit, 0 is equal; the phase does not count.
+
+    Yamamoto et al., "Parallel WaveGAN" (ICASSP 2020), computed by auraloss' `MultiResolutionSTFTLoss`: spectral
+    convergence plus the mean absolute difference of natural log-magnitudes (of at least 1e-4), averaged over three
+    resolutions. The target is first brought to -23 dBFS, where that floor belongs, and the estimate to the target's
+    level (`level_matched`): restorations keep the level of the recording, not that of the clean original.
+    """
+    estimate, target = _checked(estimate, target)
+    normal = 10 ** (NORMAL_RMS_DB / 20) / target.square().mean(-1, keepdim=True).sqrt()
+    matched = level_matched(estimate, target) * normal
+    distance = MultiResolutionSTFTLoss(list(MR_STFT_FFTS), list(MR_STFT_HOPS), list(MR_STFT_WINDOWS))
+    pairs = zip(
+        matched.reshape(-1, 1, 1, target.shape[-1]), (target * normal).reshape(-1, 1, 1, target.shape[-1]), strict=True
+    )
+    # One signal at a time, since auraloss averages over a batch.
+    return torch.stack([distance(one.float(), other.float()) for one, other in pairs]).reshape(target.shape[:-1])
+
+
+def log_spectral_distance(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Log-spectral distance in dB, 0 is equal; the phase does not count, nor does the level.
+
+    Gray and Markel, "Distance measures for speech processing" (1976): the root mean square over frequency of the
+    difference of two spectra in dB, averaged over frames. STFT 2048/512 with a Hann window; the estimate is brought to
+    the target's level (`level_matched`); both are clamped 60 dB below the target's strongest bin, so that what
+    nobody hears does not decide.
+    """
+    estimate, target = _checked(estimate, target)
+    estimated, wanted = _magnitudes(level_matched(estimate, target)), _magnitudes(target)
+    floor = wanted.amax((-2, -1), keepdim=True) * 10 ** (-LSD_RANGE_DB / 20)
+    difference_db = 20 * torch.log10(torch.maximum(estimated, floor) / torch.maximum(wanted, floor))
+    return difference_db.square().mean(-2).sqrt().mean(-1)
+
+
+def level_matched(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The estimate, times the gain that brings its magnitude spectrogram closest to the target's (least squares)."""
+    estimated, wanted = _magnitudes(estimate), _magnitudes(target)
+    gain = (estimated * wanted).sum((-2, -1)) / estimated.square().sum((-2, -1)).clamp_min(TINY)
+    return estimate * gain[..., None]
+
+
+def level_change_lu(restored: torch.Tensor, recording: torch.Tensor, sample_rate: int) -> float:
+    """How much louder the restoration is than the recording, both (channels, samples), in LU (ITU-R BS.1770-4).
+
+    Measured by pyloudnorm.
+    """
+    before = loudness_lufs(recording.numpy(), sample_rate)
+    return loudness_lufs(restored.numpy(), sample_rate) - before
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 13).
+
+    Returns:
+        Lower and upper end, in the unit of the values; both are the value if there is only one.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"an interval needs a list of at least one value, not an array of shape {sample.shape}")
+    picks = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    means = sample[picks].mean(axis=1)
+    lower, upper = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(lower), float(upper)
+
+
+def _checked(estimate: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if estimate.shape != target.shape:
+        raise ValueError(f"estimate {tuple(estimate.shape)} and target {tuple(target.shape)} differ in shape")
+    if bool((target == 0).all(-1).any()):
+        raise ValueError("the target is silent: nothing can be compared with it")
+    return estimate.double(), target.double()
+
+
+def _ratio_db(signal: torch.Tensor, distortion: torch.Tensor) -> torch.Tensor:
+    return 10 * torch.log10((signal.square().sum(-1) + TINY) / (distortion.square().sum(-1) + TINY))
+
+
+def _magnitudes(waveform: torch.Tensor) -> torch.Tensor:
+    """(..., samples) to (..., bins, frames)."""
+    window = torch.hann_window(LSD_FFT, dtype=waveform.dtype)
+    flat = waveform.reshape(-1, waveform.shape[-1])
+    magnitudes = torch.stft(flat, LSD_FFT, LSD_HOP, window=window, return_complex=True).abs()
+    return magnitudes.reshape(*waveform.shape[:-1], *magnitudes.shape[-2:])
