@@ -12,18 +12,20 @@ from scipy.signal import correlate
 
 @dataclass(frozen=True)
 class Codec:
-    """One FFmpeg encoder: its name, its container, its sample format and, if it is bound to one, its rate in Hz."""
+    """One FFmpeg encoder, its container, sample format and options, and, if it is bound to one, its rate in Hz."""
 
     encoder: str
     container: str
     sample_format: str
     sample_rate: int | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
 
 CODECS = {
     "aac": Codec("aac", "mp4", "fltp"),
     "mp3": Codec("libmp3lame", "mp3", "fltp"),
-    "opus": Codec("libopus", "ogg", "flt", sample_rate=48_000),
+    # "lowdelay" keeps to the transform codec: the speech codec, chosen by content below 64 kbps, is 4 samples later.
+    "opus": Codec("libopus", "ogg", "flt", sample_rate=48_000, options=(("application", "lowdelay"),)),
 }
 
 
@@ -34,7 +36,7 @@ def _round_trip(waveform: np.ndarray, sample_rate: int, codec: Codec, bitrate_kb
     samples = np.ascontiguousarray(waveform) if planar else np.ascontiguousarray(waveform.T).reshape(1, -1)
     file = io.BytesIO()
     with av.open(file, "w", format=codec.container) as container:
-        stream = container.add_stream(codec.encoder, rate=sample_rate, layout=layout)
+        stream = container.add_stream(codec.encoder, rate=sample_rate, layout=layout, options=dict(codec.options))
         stream.bit_rate = bitrate_kbps * 1000
         stream.format = codec.sample_format
         frame = av.AudioFrame.from_ndarray(samples, format=codec.sample_format, layout=layout)
