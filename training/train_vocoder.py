@@ -11,25 +11,32 @@ resumed gives the same weights as one that never stopped: example `i` does not d
 from __future__ import annotations
 
 import argparse
-import copy
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from diffusers import MMAudioVocoder
 from tqdm.auto import tqdm
 
-from .config import ConfigError
+from .checkpoints import (
+    History,
+    atomic_folder,
+    find_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from .griffin_lim import griffin_lim
 from .jsonl import read_rows
-from .vocoder_checkpoints import History, export_weights, find_checkpoint, load_checkpoint, save_checkpoint
+from .schedule import averaged
+from .trainer import StopRequest, TrainingStopped, prepare_cpu
 from .vocoder_config import VocoderConfig, VocoderTrainConfig, load_vocoder_config
 from .vocoder_data import MusicCrops, batches
 from .vocoder_objective import SpectralObjective, build_vocoder, front_end, log_mel_distance
@@ -39,54 +46,41 @@ VALIDATION_SEED = 1
 
 
 class VocoderTrainer:
-    """Model, average, optimizer and data of one run.
+    """One training run.
 
     Args:
-        config: Of the run.
-        output_dir: Folder of the run.
-        resume: `latest`, a checkpoint's name or path, or `None`, which starts anew.
-        max_train_minutes: Overrides the configuration's.
+        config: What is trained, and how.
+        output_dir: The run's folder.
     """
 
-    def __init__(
-        self,
-        config: VocoderConfig,
-        output_dir: Path,
-        resume: str | None = None,
-        max_train_minutes: float | None = None,
-    ) -> None:
+    def __init__(self, config: VocoderConfig, output_dir: Path) -> None:
         self.config, self.output_dir = config, output_dir
-        self.max_seconds = 60 * (max_train_minutes or config.train.max_train_minutes or math.inf)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            prepare_cpu(config.train.cpu_threads, num_processes=1)
         self.transform = front_end(config.mel)
-        self.crops, self.validation = self._open_music()
+        self.crops, self.clips = self._open_music()
 
         torch.manual_seed(config.seed)
         self.vocoder = build_vocoder(config).to(self.device)
-        self.ema = copy.deepcopy(self.vocoder).requires_grad_(False)
+        self.ema = averaged(self.vocoder, config.train.ema_decay)
+        self.parameters = dict(self.vocoder.named_parameters())
         self.objective = SpectralObjective(self.transform, config.loss.mel, config.loss.mr_stft)
-        train = config.train
         self.optimizer = torch.optim.AdamW(
             self.vocoder.parameters(),
-            lr=train.lr,
-            betas=(train.adam_beta1, train.adam_beta2),
-            weight_decay=train.weight_decay,
+            lr=config.train.lr,
+            betas=(config.train.adam_beta1, config.train.adam_beta2),
+            weight_decay=config.train.weight_decay,
         )
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_log_mel_l1": None}
-        output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint = find_checkpoint(output_dir, resume) if resume else None
-        if checkpoint is not None:
-            self.state = load_checkpoint(checkpoint, self.vocoder, self.ema, self.optimizer)
-        elif resume is None and (output_dir / "history.jsonl").exists():
-            raise ValueError(f"{output_dir} holds a run: add --resume_from_checkpoint latest, or take another folder.")
-        self.history = History(output_dir / "history.jsonl", self.state["step"])
-        self.stop_requested = False
+        self.step = 0
+        self.seconds = 0.0  # spent in this and all earlier parts of the run
+        self.best: float | None = None  # log-mel distance of the exported weights
 
     def _open_music(self) -> tuple[MusicCrops, torch.Tensor]:
         """Training crops, with the front end's padding on either side, and the validation clips (clips, samples)."""
         config = self.config
         root = config.data.clean_music_dir
-        tracks = {"train": [], "validation": []}  # type: dict[str, list[dict[str, Any]]]
+        tracks: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
         for row in read_rows(root / "inventory.jsonl"):
             tracks.setdefault(row["split"], []).append(row)
         if empty := [split for split in ("train", "validation") if not tracks[split]]:
@@ -101,103 +95,106 @@ class VocoderTrainer:
         )
         return crops, next(batches(clips, 0, 1, config.eval.num_clips, num_threads=1))
 
-    def step(self, batch: torch.Tensor) -> dict[str, float]:
-        """One update on crops (batch, pad + samples + pad); returns the losses."""
+    def resume(self, path: Path) -> None:
+        """Goes back to where a checkpoint was written.
+
+        Raises:
+            ValueError: If the checkpoint is damaged or of another architecture.
+        """
+        tensors, state = load_checkpoint(path)
+        try:
+            self.vocoder.load_state_dict(tensors["vocoder"])
+            self.ema.module.load_state_dict(tensors["ema"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} does not fit this configuration: {error}") from error
+        load_optimizer_tensors(self.optimizer, self.parameters, tensors["optimizer"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.ema.n_averaged.fill_(self.step)
+
+    def save(self) -> None:
+        """Writes a checkpoint and deletes those beyond the limit."""
+        tensors = {
+            "vocoder": self.vocoder.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.parameters),
+        }
+        save_checkpoint(self.output_dir, self.step, tensors, {"seconds": self.seconds, "best": self.best})
+        prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
+
+    def fit(self, stop: StopRequest, max_minutes: float | None = None) -> None:
+        """Trains to the last step, the time limit or the request to stop, and writes a checkpoint.
+
+        Args:
+            stop: Asked after every step.
+            max_minutes: Limit for this and all earlier parts of the run.
+        """
+        train, evaluation = self.config.train, self.config.eval
+        self.history = History(self.output_dir / "history.jsonl", self.step)
+        if not any("griffin_lim/mr_stft" in row for row in self.history.rows()):
+            self.history.append({"step": 0, **_prefixed("griffin_lim", self.griffin_lim_baseline())})
+        begin, last_save, validated = time.monotonic() - self.seconds, self.seconds, -1
+        stream = batches(self.crops, self.step, train.max_train_steps, train.batch_size, self.config.data.num_threads)
+        bar = tqdm(total=train.max_train_steps, initial=self.step, unit="step", smoothing=0.05)
+        with closing(stream), bar:
+            for batch in stream:
+                losses = self.train_step(batch)
+                self.step += 1
+                bar.update()
+                self.seconds = time.monotonic() - begin
+                if self.step % LOG_EVERY_STEPS == 0:
+                    self._log(losses)
+                    bar.set_postfix({name: f"{losses[name]:.3f}" for name in ("mel", "mr_stft")})
+                if self.step % evaluation.val_every_steps == 0:
+                    self._log(_prefixed("validation", self.validate()))
+                    validated = self.step
+                if self.seconds - last_save >= 60 * train.checkpointing_minutes:
+                    self.save()
+                    last_save = self.seconds
+                if stop.requested or (max_minutes is not None and self.seconds >= 60 * max_minutes):
+                    break
+        if not stop.requested and validated != self.step:
+            self._log(_prefixed("validation", self.validate()))
+        self.save()
+
+    def _log(self, figures: dict[str, float]) -> None:
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **figures})
+
+    def train_step(self, batch: torch.Tensor) -> dict[str, float]:
+        """One update on crops (batch, pad + samples + pad); returns the losses and the norm of the gradient."""
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, train)
         batch = batch.to(self.device)
         clean = batch[:, self.transform.pad : -self.transform.pad]
         mel = self.transform.log_mel(self.transform.stft_of_padded(batch))
-        vocoded = self.vocoder(mel).sample[:, 0]
-        losses = self.objective(vocoded, clean)
-        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.objective(self.vocoder(mel).sample[:, 0], clean)
         losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.config.train.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), train.grad_clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"The gradient is not finite at step {self.state['step']}: lower train.lr.")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.state["step"], self.config.train)
+            raise TrainingStopped(f"step {self.step}: the gradient is not finite; try a lower train.lr")
         self.optimizer.step()
-        self.state["step"] += 1
-        self._average()
-        return {name: float(loss.detach()) for name, loss in losses.items()} | {"gradient_norm": float(norm)}
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        step = self.state["step"]
-        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))  # the first weights are soon forgotten
-        for average, parameter in zip(self.ema.parameters(), self.vocoder.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update_parameters(self.vocoder)
+        return {name: float(loss.detach()) for name, loss in losses.items()} | {"grad_norm": float(norm)}
 
     def validate(self) -> dict[str, float]:
-        """Distances of the average weights' copy-synthesis to the validation clips; exports them if they are the best."""
-        clips = self.validation
-        mels = self.transform.log_mel(self.transform.stft(clips))
-        start = time.perf_counter()
-        vocoded = vocode(self.ema, mels)
-        seconds = time.perf_counter() - start
-        figures = distances(vocoded, clips, self.objective)
-        figures["real_time_factor"] = seconds * self.config.mel.sample_rate / clips.numel()
-        best = self.state["best_log_mel_l1"]
-        if best is None or figures["log_mel_l1"] < best:
-            self.state["best_log_mel_l1"] = figures["log_mel_l1"]
-            export_weights(self.ema, self.output_dir / "export")
-        return figures
+        """Distances of the average weights' copy-synthesis to the validation clips; exports the best weights."""
+        mels = self.transform.log_mel(self.transform.stft(self.clips))
+        start = time.monotonic()
+        vocoder: MMAudioVocoder = self.ema.module
+        vocoded = vocode(vocoder, mels)
+        seconds = time.monotonic() - start
+        figures = distances(vocoded, self.clips, self.objective)
+        if self.best is None or figures["log_mel_l1"] < self.best:
+            self.best = figures["log_mel_l1"]
+            with atomic_folder(self.output_dir / "export") as temporary:
+                vocoder.save_pretrained(temporary)
+        return figures | {"real_time_factor": seconds * self.config.mel.sample_rate / self.clips.numel()}
 
     def griffin_lim_baseline(self) -> dict[str, float]:
         """The same distances for Griffin-Lim on the same mels."""
-        clips = self.validation
-        mels = self.transform.log_mel(self.transform.stft(clips))
-        return distances(griffin_lim(mels, self.transform, clips.shape[-1]), clips, self.objective)
-
-    def save(self) -> Path:
-        return save_checkpoint(
-            self.output_dir,
-            self.vocoder,
-            self.ema,
-            self.optimizer,
-            self.state,
-            self.config.train.checkpoints_total_limit,
-        )
-
-    def train(self, on_step: Callable[[VocoderTrainer], None] | None = None) -> None:
-        """Trains to the last step, the time limit or a signal; the last checkpoint is always written.
-
-        Args:
-            on_step: Called after every step; may set `stop_requested`.
-        """
-        train, step = self.config.train, self.state["step"]
-        if not step and not any(row["kind"] == "griffin_lim" for row in self.history.rows):
-            self.history.add({"kind": "griffin_lim", "step": 0, **self.griffin_lim_baseline()})
-        stream = batches(self.crops, step, train.max_train_steps, train.batch_size, self.config.data.num_threads)
-        saved_at = self.state["seconds"]
-        clock = time.perf_counter()
-        with closing(stream), tqdm(total=train.max_train_steps, initial=step, desc="vocoder", unit="step") as bar:
-            for batch in stream:
-                losses = self.step(batch)
-                if self.state["step"] % LOG_EVERY_STEPS == 0:
-                    self.history.add(self._row("train", losses))
-                    bar.set_postfix({name: f"{losses[name]:.3f}" for name in ("mel", "mr_stft")})
-                if self.state["step"] % self.config.eval.val_every_steps == 0:
-                    self._validate_and_log()
-                bar.update()
-                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-                self.state["seconds"] += elapsed
-                if self.state["seconds"] - saved_at >= 60 * train.checkpointing_minutes:
-                    self.save()
-                    saved_at = self.state["seconds"]
-                if on_step is not None:
-                    on_step(self)
-                if self.stop_requested or self.state["seconds"] >= self.max_seconds:
-                    break
-        if not self.stop_requested and (not self.history.rows or self.history.rows[-1]["kind"] != "validation"):
-            self._validate_and_log()
-        if self.state["step"]:
-            self.save()
-
-    def _validate_and_log(self) -> None:
-        self.history.add(self._row("validation", self.validate()))
-
-    def _row(self, kind: str, figures: dict[str, float]) -> dict[str, Any]:
-        return {"kind": kind, "step": self.state["step"], "seconds": round(self.state["seconds"], 1), **figures}
+        mels = self.transform.log_mel(self.transform.stft(self.clips))
+        return distances(griffin_lim(mels, self.transform, self.clips.shape[-1]), self.clips, self.objective)
 
 
 def learning_rate(step: int, train: VocoderTrainConfig) -> float:
@@ -223,41 +220,47 @@ def distances(vocoded: torch.Tensor, clean: torch.Tensor, objective: SpectralObj
     }
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see training/configs")
-    parser.add_argument("--output_dir", type=Path, help="folder of the run (default: runs/EXPERIMENT)")
-    parser.add_argument("--clean_music_dir", type=Path, help="overrides data.clean_music_dir")
-    parser.add_argument("--resume_from_checkpoint", help="'latest', or a checkpoint's name or path")
+def _prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="train_vocoder.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    parser.add_argument("--output_dir", type=Path, help="the run's folder (default: runs/EXPERIMENT)")
+    parser.add_argument("--clean_music_dir", type=Path, help="instead of data.clean_music_dir")
+    parser.add_argument(
+        "--resume_from_checkpoint", metavar="CHECKPOINT", help="'latest', a checkpoint's name or its path"
+    )
     parser.add_argument("--max_train_minutes", type=float, help="stop after so many minutes, resumed ones included")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
     try:
-        config = load_vocoder_config(options.config)
-        if options.clean_music_dir is not None:
-            data = config.data.model_copy(update={"clean_music_dir": options.clean_music_dir})
+        config = load_vocoder_config(arguments.config)
+        if arguments.clean_music_dir is not None:
+            data = config.data.model_copy(update={"clean_music_dir": arguments.clean_music_dir})
             config = config.model_copy(update={"data": data})
-        if config.train.cpu_threads is not None:
-            torch.set_num_threads(config.train.cpu_threads)
-        trainer = VocoderTrainer(
-            config,
-            options.output_dir or Path("runs") / config.experiment,
-            options.resume_from_checkpoint,
-            options.max_train_minutes,
-        )
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        output_dir = arguments.output_dir or Path("runs") / config.experiment
+        trainer = VocoderTrainer(config, output_dir)
+        if arguments.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(output_dir, arguments.resume_from_checkpoint)
+            if checkpoint is None:
+                print(f"{output_dir} has no checkpoint yet: starting a new run.", file=sys.stderr)
+            else:
+                trainer.resume(checkpoint)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        print(f"train_vocoder.py: {error}", file=sys.stderr)
         return 2
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        trainer.stop_requested = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    trainer.train()
+    try:
+        trainer.fit(StopRequest(), arguments.max_train_minutes)
+    except TrainingStopped as error:
+        print(f"train_vocoder.py: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

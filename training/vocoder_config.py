@@ -60,10 +60,9 @@ class VocoderTrainConfig(Section):
     grad_clip: PositiveFloat = 10.0  # largest norm of the gradient
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     max_train_steps: PositiveInt = 5000  # the learning rate decays to zero (cosine) towards this step
-    max_train_minutes: PositiveFloat | None = None  # counted over all resumed runs
     checkpointing_minutes: PositiveFloat = 10.0
     checkpoints_total_limit: PositiveInt = 2
-    cpu_threads: PositiveInt | None = None  # none: as OMP_NUM_THREADS or PyTorch has it
+    cpu_threads: PositiveInt | None = None  # none: as OMP_NUM_THREADS says, or all cores
 
 
 class VocoderLossConfig(Section):

@@ -58,7 +58,7 @@ class MusicCrops:
             row = self.rows[rng.choice(len(self.rows), p=self._shares)]
             start_s, channel = rng.uniform(0, row["seconds"] - self.seconds), rng.uniform()
             stems = [self._read(path, start_s, channel) for path in row.get("stems") or [row["path"]]]
-            crop: np.ndarray = np.sum(stems, axis=0, dtype=np.float32)
+            crop = np.stack(stems).sum(axis=0)
             rms = float(np.sqrt(np.mean(crop**2)))
             if rms > SILENCE_RMS:
                 return self._scale(crop, rms, rng)
