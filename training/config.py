@@ -188,6 +188,7 @@ class EvalConfig(Section):
 
 class ExportConfig(Section):
     half_precision: bool = True
+    vocoder: Path | None = None  # folder of an MMAudioVocoder that becomes part of the exported pipeline
 
 
 def _none_as_empty(value: Any) -> Any:

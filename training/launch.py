@@ -43,14 +43,5 @@ def start_requested_processes(script: str, arguments: Sequence[str]) -> None:
     parent = psutil.Process().parent()
     count = requested_processes(os.environ, parent.cmdline() if parent else [])
     if count > 1:
-        port = os.environ.get("MASTER_PORT", "29500")
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(count),
-            "--master_port",
-            port,
-        ]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         os.execv(sys.executable, [*launcher, script, *arguments])

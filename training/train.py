@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        start_requested_processes(__file__, argv)
+        start_requested_processes(sys.argv[0], argv)
         config = load_config(arguments.config, overrides(arguments))
         output_dir = arguments.output_dir or Path("runs") / config.experiment
         checkpoint = None

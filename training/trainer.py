@@ -21,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import UNet2DConditionModel
+from diffusers import MMAudioVocoder, UNet2DConditionModel
 from tqdm.auto import tqdm
 from transformers import ASTModel
 
@@ -45,8 +45,8 @@ from .validation import data_roots, find_metrics, load_clips, validate, write_pi
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY_STEPS = 20
-BEST_BY = "si_sdr_improvement"
+LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
+BEST_BY = "si_sdr_change"
 
 
 class TrainingStopped(RuntimeError):
@@ -70,13 +70,18 @@ def prepare_cpu(threads: int | None, num_processes: int) -> None:
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a wish to stop after the step; a second Ctrl-C interrupts at once."""
+    """Context in which SIGTERM and Ctrl-C are a wish to stop after the step; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
+
+    def __enter__(self) -> None:
         self._process = os.getpid()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data worker that was forked from here
@@ -158,7 +163,7 @@ class Trainer:
             (output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
             if not self.clips:
                 logger.warning("data.validation_pairs is not set: there will be no validation.")
-        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.init_trackers("aud2studio")
 
     def init_from(self, folder: Path) -> None:
         """Takes the weights of a pipeline folder; optimizer and schedule begin afresh.
@@ -171,6 +176,8 @@ class Trainer:
             objective.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
             encoder = ASTModel.from_pretrained(folder / "condition_encoder", dtype=torch.float32)
             objective.condition_encoder.load_state_dict(encoder.state_dict())
+            if self.ema is not None:
+                self.ema.module.load_state_dict(objective.state_dict())
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--init_from {folder}: its weights do not fit this configuration: {reason}") from error
@@ -222,9 +229,18 @@ class Trainer:
         prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
 
     def fit(self) -> None:
-        """Trains until a limit of the configuration is reached or the run is asked to stop."""
-        train, evaluation = self.config.train, self.config.eval
+        """Trains until a limit is reached or the run is asked to stop, then writes a checkpoint."""
         self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
+        with self.stop:
+            validated = self._loop()
+            if not self.stop.requested and validated != self.step:
+                self.validate()
+            self.save()
+        self.accelerator.end_training()
+
+    def _loop(self) -> int:
+        """Optimizer steps with everything that is due in between; returns the step of the last validation."""
+        train, evaluation = self.config.train, self.config.eval
         batches = iter(self.loader)
         recent: list[dict[str, float]] = []
         bar = tqdm(
@@ -250,10 +266,7 @@ class Trainer:
                 last_save = self.seconds
             self.seconds = time.monotonic() - begin
         bar.close()
-        if not self.stop.requested and validated != self.step:
-            self.validate()
-        self.save()
-        self.accelerator.end_training()
+        return validated
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         """One optimizer step; returns the losses, the norm of the gradient and the learning rate."""
@@ -317,7 +330,10 @@ class Trainer:
         rate = bar.format_dict["rate"] or 0.0
         batch = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
         samples = rate * batch * self.accelerator.num_processes
-        bar.set_postfix(loss=f"{means['loss']:.4f}", lr=f"{means['lr']:.1e}", samples_per_s=f"{samples:.2f}")
+        postfix = {"loss": f"{means['loss']:.4f}", "lr": f"{means['lr']:.1e}", "samples_per_s": f"{samples:.2f}"}
+        if (limit := self.config.train.max_train_minutes) is not None:
+            postfix["minutes_left"] = f"{limit - self.seconds / 60:.0f}"
+        bar.set_postfix(postfix)
         self.accelerator.log(means, step=self.step)
         if self.history is not None:
             self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **means})
@@ -356,8 +372,14 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """Writes the pipeline with the averaged weights as a folder in the Hub's layout."""
         pipeline = self.pipeline()
+        unet, condition_encoder = copy.deepcopy(pipeline.unet), copy.deepcopy(pipeline.condition_encoder)
         if self.config.export.half_precision:
-            pipeline.unet = copy.deepcopy(pipeline.unet).half()
-            pipeline.condition_encoder = copy.deepcopy(pipeline.condition_encoder).half()
+            unet, condition_encoder = unet.half(), condition_encoder.half()
+        vocoder = self.config.export.vocoder
+        if vocoder is None:
+            logger.warning("export.vocoder is not set: %s has the faithful read-out only.", folder)
+        pipeline = build_pipeline(
+            self.config, unet, condition_encoder, vocoder and MMAudioVocoder.from_pretrained(vocoder)
+        )
         with atomic_folder(folder) as temporary:
             pipeline.save_pretrained(temporary)

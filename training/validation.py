@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline
 
+from . import metrics
 from .config import TrainingConfig
 from .data import make_loader
 from .sources import Roots
@@ -19,6 +19,12 @@ from .sources import Roots
 logger = logging.getLogger(__name__)
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+METRICS: dict[str, Metric] = {
+    "si_sdr": metrics.si_sdr,
+    "sdr": metrics.sdr,
+    "multi_resolution_stft": metrics.multi_resolution_stft,
+    "log_spectral_distance": metrics.log_spectral_distance,
+}
 PICTURED_CLIPS = 4
 
 
@@ -65,29 +71,26 @@ def load_clips(config: TrainingConfig) -> list[Clip]:
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """The functions of `metrics.py` with these names; those that are not there are skipped with a notice."""
-    try:
-        module = importlib.import_module("training.metrics")
-    except ModuleNotFoundError:
-        module = None
-    found = {name: getattr(module, name, None) for name in names}
-    for name in (name for name, function in found.items() if function is None):
-        logger.warning("The metric %s is not available and is skipped.", name)
-    return {name: function for name, function in found.items() if function is not None}
+    """The metrics with these names; those that need more than a pair of clips are skipped with a notice."""
+    wanted = list(names)
+    for name in wanted:
+        if name not in METRICS:
+            logger.warning("The metric %s is not available in validation and is skipped.", name)
+    return {name: METRICS[name] for name in wanted if name in METRICS}
 
 
 def validate(
     pipeline: Aud2StudioPipeline,
     clips: Sequence[Clip],
-    metrics: dict[str, Metric],
+    chosen: dict[str, Metric],
     seed: int = 0,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Report | None:
     """Restores the clips at the pipeline's default steps and averages the metrics.
 
     Returns:
-        `NAME` and `NAME_improvement` (over the first take as it is) of every metric, and `si_sdr_improvement` of every
-        condition; nothing if the run was asked to stop meanwhile.
+        `NAME` and `NAME_change` (against the first take as it is) of every metric, and every `NAME_change/CONDITION`;
+        nothing if the run was asked to stop meanwhile.
     """
     rows: list[tuple[str, dict[str, float]]] = []
     restored = []
@@ -99,15 +102,14 @@ def validate(
         restored.append(audio)
         estimate, recording, clean = (torch.from_numpy(part) for part in (audio, clip.takes[0], clip.clean))
         row = {}
-        for name, metric in metrics.items():
+        for name, metric in chosen.items():
             row[name] = float(metric(estimate, clean))
-            row[f"{name}_improvement"] = row[name] - float(metric(recording, clean))
+            row[f"{name}_change"] = row[name] - float(metric(recording, clean))
         rows.append((clip.condition, row))
     scores = _means(row for _, row in rows)
     for condition in sorted({condition for condition, _ in rows}):
         of_condition = _means(row for name, row in rows if name == condition)
-        if "si_sdr_improvement" in of_condition:
-            scores[f"si_sdr_improvement/{condition}"] = of_condition["si_sdr_improvement"]
+        scores |= {f"{name}_change/{condition}": of_condition[f"{name}_change"] for name in chosen}
     return Report(scores, restored)
 
 
