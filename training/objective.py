@@ -32,7 +32,7 @@ class RestorationObjective(nn.Module):
         unet, condition_encoder: What is trained.
         scheduler: Training schedule, with zero terminal SNR.
         image: The UNet's image.
-        predictive_fraction: Part of the batch at the last timestep, 0 to 1.
+        predictive_fraction: Probability of a pair to be at the last timestep.
         weights: Factors of the losses `diffusion`, `compressed_stft`, `mr_stft`, `snr`, `si_sdr`.
         snr_gamma: Gamma of the min-SNR weights (Hang et al., 2023), or `None` for weights of 1.
     """
@@ -74,9 +74,11 @@ class RestorationObjective(nn.Module):
         target = self.image.correction(self.image.transform.log_mel(clean_stft)[:, None], features)
 
         noise = torch.randn(target.shape, generator=generator).to(target.device)
-        num_predictive = round(size * self.predictive_fraction)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
-        timesteps[:num_predictive] = self.scheduler.config.num_train_timesteps - 1
+        # Drawn per pair, so that the fraction holds for batches of two as well; one at least, for there to be a loss.
+        predictive = torch.rand(size, generator=generator) < self.predictive_fraction
+        predictive[0] |= not predictive.any()
+        timesteps[predictive] = self.scheduler.config.num_train_timesteps - 1
         timesteps = timesteps.to(target.device)
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         tokens, mask = condition_tokens(self.condition_encoder, features)
@@ -84,11 +86,11 @@ class RestorationObjective(nn.Module):
         output = self.unet(image, timesteps, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
         prediction, gains = self.image.read(output, features)
 
-        losses = {"diffusion": self._diffusion_loss(prediction, target, noise, timesteps)}
-        if num_predictive:
-            losses |= self._waveform_losses(
-                gains[:num_predictive], stft[:num_predictive], clean[:num_predictive], clean_stft[:num_predictive]
-            )
+        predictive = predictive.to(target.device)
+        losses = {
+            "diffusion": self._diffusion_loss(prediction, target, noise, timesteps),
+            **self._waveform_losses(gains[predictive], stft[predictive], clean[predictive], clean_stft[predictive]),
+        }
         losses["loss"] = sum((self.weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
         return losses
 
