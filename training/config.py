@@ -7,6 +7,7 @@ the key.
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,8 @@ class TrainConfig(Section):
         if not isinstance(values, Mapping) or "fp16" not in values:
             return values
         fp16, rest = values["fp16"], {key: value for key, value in values.items() if key != "fp16"}
+        if fp16 is None:
+            return rest
         if not isinstance(fp16, bool):
             raise ValueError(f"fp16 has to be true or false, got {fp16!r}")
         if fp16 and rest.get("mixed_precision", "fp16") != "fp16":
@@ -217,9 +220,13 @@ class TrainingConfig(Section):
     def chunk_frames(self) -> int:
         """Frames of a training example and of a chunk at inference: `clip_seconds` in whole pixels of the lowest level
         and whole patches of the condition encoder."""
-        pixel = max(AST_PATCH, self.model.level_factors[-1])
+        pixel = self._pixel
         frames = self.audio.clip_seconds * self.audio.sample_rate / self.mel.hop_length
         return max(1, round(frames / pixel)) * pixel
+
+    @property
+    def _pixel(self) -> int:
+        return math.lcm(AST_PATCH, self.model.level_factors[-1])
 
     @property
     def clip_samples(self) -> int:
@@ -228,18 +235,15 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
-        pixel = max(AST_PATCH, self.model.level_factors[-1])
-        if self.mel.n_mels % pixel:
+        if self.mel.n_mels % self._pixel:
             raise ValueError(
-                f"mel.n_mels ({self.mel.n_mels}) has to be a multiple of {pixel}, the lowest level's pixel"
+                f"mel.n_mels ({self.mel.n_mels}) has to be a multiple of {self._pixel}, "
+                "in which both the UNet's lowest level and the condition encoder's patches fit"
             )
         if self.model.overlap_frames > self.chunk_frames // 2:
             raise ValueError(
-                f"model.overlap_frames ({self.model.overlap_frames}) is more than half a clip: {self.chunk_frames}"
-            )
-        if pixel % AST_PATCH:
-            raise ValueError(
-                f"model.patch_size * 2**(levels - 1) ({pixel}) has to divide {AST_PATCH} or be a multiple of it"
+                f"model.overlap_frames ({self.model.overlap_frames}) is more than half a clip of "
+                f"{self.chunk_frames} frames (audio.clip_seconds)"
             )
         if self.mel.fmin >= (self.mel.fmax or self.audio.sample_rate / 2):
             raise ValueError(f"mel.fmin ({self.mel.fmin}) has to be below mel.fmax")

@@ -70,16 +70,15 @@ def prepare_cpu(threads: int | None, num_processes: int) -> None:
 
 
 class StopRequest:
-    """Context in which SIGTERM and Ctrl-C are a wish to stop after the step; a second Ctrl-C interrupts at once."""
+    """From now on SIGTERM and Ctrl-C are a wish to stop after the step; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
-
-    def __enter__(self) -> None:
         self._process = os.getpid()
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Gives the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -231,11 +230,11 @@ class Trainer:
     def fit(self) -> None:
         """Trains until a limit is reached or the run is asked to stop, then writes a checkpoint."""
         self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
-        with self.stop:
-            validated = self._loop()
-            if not self.stop.requested and validated != self.step:
-                self.validate()
-            self.save()
+        validated = self._loop()
+        if not self.stop.requested and validated != self.step:
+            self.validate()
+        self.save()
+        self.stop.close()
         self.accelerator.end_training()
 
     def _loop(self) -> int:
