@@ -97,20 +97,20 @@ def read(path: str | os.PathLike[str], start_s: float | None = None, end_s: floa
     if path.is_dir():
         raise AudioError(f"{path} is a folder, not an audio file")
     try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
+        with path.open("rb", buffering=0) as file:
+            if not file.read(1):
+                raise AudioError(f"{path} is empty (0 bytes)")
+            file.seek(0)
+            try:
+                # By its descriptor, so that libsndfile goes by the content, not by the name.
+                with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                    _check_format(path, sound.samplerate, sound.channels)
+                    tags = {name: text for name, text in sound.copy_metadata().items() if name in TAGS and text}
+                    audio = Audio(_read_soundfile(sound, start_s, end_s), sound.samplerate, tags, sound.subtype)
+            except soundfile.LibsndfileError:
+                audio = _read_av(path, start_s, end_s)
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from None
-    if empty:
-        raise AudioError(f"{path} is empty (0 bytes)")
-
-    try:
-        with soundfile.SoundFile(path) as sound:
-            _check_format(path, sound.samplerate, sound.channels)
-            tags = {name: text for name, text in sound.copy_metadata().items() if name in TAGS and text}
-            audio = Audio(_read_soundfile(sound, start_s, end_s), sound.samplerate, tags, sound.subtype)
-    except soundfile.LibsndfileError:
-        audio = _read_av(path, start_s, end_s)
 
     if audio.waveform.shape[1] == 0:
         reason = "holds no audio" if start_s == 0 else f"ends before the start that was asked for ({start_s:g} s)"
@@ -162,10 +162,13 @@ def _read_av(path: Path, start_s: float, end_s: float | None) -> Audio:
                 raise AudioError(f"{path} has no sound in it")
             stream = container.streams.audio[0]
             rate, channels = stream.sample_rate, stream.channels
+            if not rate or not channels:
+                raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
             _check_format(path, rate, channels)
-            # The last packet is padded to a whole frame; the container knows where the music ends.
-            total = math.inf if stream.duration is None else float(stream.duration * stream.time_base * rate)
-            start, stop = _excerpt(start_s, end_s, rate, round(total) if math.isfinite(total) else total)
+            # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
+            exact = container.format.name.startswith("mov") and stream.duration is not None
+            total = round(stream.duration * stream.time_base * rate) if exact else math.inf
+            start, stop = _excerpt(start_s, end_s, rate, total)
             planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
             blocks, position = [], 0
             for frame in container.decode(stream):
