@@ -101,7 +101,7 @@ def level_change_lu(restored: torch.Tensor, recording: torch.Tensor, sample_rate
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 13).
+    """Percentile bootstrap interval of the mean (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
 
     Returns:
         Lower and upper end, in the unit of the values; both are the value if there is only one.
