@@ -52,8 +52,8 @@ class MelConfig(Section):
 
 
 class ModelConfig(Section):
-    base_channels: PositiveInt = 64  # channels of the first level; each further one has twice as many
-    layers: PositiveInt = 4  # number of levels
+    base_channels: PositiveInt | None = None  # channels of the first level (64); each further one has twice as many
+    layers: PositiveInt | None = None  # number of levels (4)
     block_out_channels: tuple[PositiveInt, ...] | None = None  # the levels' channels, instead of the two keys above
     attention_resolutions: tuple[PositiveInt, ...] = (16, 8)  # downsampling factors of the mel image with attention
     attention_head_dim: PositiveInt = 32
@@ -71,7 +71,9 @@ class ModelConfig(Section):
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of every level."""
-        return self.block_out_channels or tuple(self.base_channels * 2**level for level in range(self.layers))
+        if self.block_out_channels is not None:
+            return self.block_out_channels
+        return tuple((self.base_channels or 64) * 2**level for level in range(self.layers or 4))
 
     @property
     def level_factors(self) -> tuple[int, ...]:
@@ -80,7 +82,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
-        if self.block_out_channels is not None and {"base_channels", "layers"} & self.model_fields_set:
+        if self.block_out_channels is not None and (self.base_channels or self.layers) is not None:
             raise ValueError("block_out_channels stands for base_channels and layers: give one or the other")
         if unknown := sorted(set(self.attention_resolutions) - set(self.level_factors)):
             raise ValueError(
