@@ -107,8 +107,7 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
     assert status == 2
     assert [line.split(":")[0] for line in out.splitlines()] == [str(target / "a.wav"), str(target / "b.flac")]
     assert [line for line in err.splitlines() if "error" in line] == [
-        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded"
-        " (no sampling rate or channels)",
+        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded (no sampling rate or channels)",
         "aud2studio: error: 1 of 3 recordings could not be restored",
     ]
     assert sorted(path.name for path in target.iterdir()) == ["a.wav", "b.flac"]
