@@ -18,6 +18,7 @@ from pipeline_aud2studio.audio import resample
 Waveform = NDArray[np.float32]
 
 LOW_PASS_HZ = 4000.0
+MAX_BOOST_DB = 24.0  # of the equaliser control, or it would lift the dirt above a codec's band limit
 WPE_FFT, WPE_HOP = 2048, 512
 DEEPFILTER_RATE = 48_000
 DEEPFILTER_TAIL = 1440  # samples at 48 kHz that it looks ahead and swallows at the end
@@ -31,7 +32,8 @@ def equalised(recording: Waveform, clean: Waveform, sample_rate: int) -> Wavefor
     size = fft.next_fast_len(2 * recording.shape[-1], real=True)
     frequencies = fft.rfftfreq(size, 1 / sample_rate)
     wanted, present = (_third_octave_power(waveform, sample_rate, frequencies) for waveform in (clean, recording))
-    gain = np.sqrt(wanted / present)
+    level = np.sqrt(np.square(clean).mean() / np.square(recording).mean())
+    gain = np.minimum(np.sqrt(wanted / present), level * 10 ** (MAX_BOOST_DB / 20))
     return fft.irfft(gain * fft.rfft(recording, size), size)[:, : recording.shape[-1]].astype(np.float32)
 
 

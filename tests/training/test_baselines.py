@@ -25,6 +25,12 @@ def lag_samples(result: np.ndarray, reference: np.ndarray) -> float:
     return (peak if peak < 16 * size else peak - 32 * size) / 32
 
 
+def dulled(waveform: np.ndarray) -> np.ndarray:
+    """Without the treble, by a first-order slope above 3 kHz and zero phase."""
+    frequencies = np.fft.rfftfreq(waveform.shape[-1], 1 / SAMPLE_RATE)
+    return np.fft.irfft(np.fft.rfft(waveform) / np.sqrt(1 + (frequencies / 3000) ** 2)).astype(np.float32)
+
+
 def test_lag_of_a_known_shift() -> None:
     probe = noise(0, 0.3)
     assert lag_samples(np.pad(probe, ((0, 0), (5, 0)))[:, :-5], probe) == 5.0
@@ -44,7 +50,7 @@ def test_peers_come_without_delay(name: str) -> None:
 def test_controls_come_without_delay() -> None:
     probe = noise(2, 1.0)
     # A recording that is duller than the original, by a filter without delay.
-    dull = signal.sosfiltfilt(signal.butter(1, 3000, fs=SAMPLE_RATE, output="sos"), probe).astype(np.float32)
+    dull = dulled(probe)
     for result in (low_passed(probe, SAMPLE_RATE), equalised(dull, probe, SAMPLE_RATE)):
         assert result.shape == probe.shape and result.dtype == np.float32
         assert lag_samples(result, probe) == 0.0
@@ -59,13 +65,13 @@ def test_low_pass_keeps_what_is_below_4_khz_only() -> None:
 
 def test_equaliser_control_undoes_a_tilt_and_nothing_else() -> None:
     clean = noise(3, 4.0)
-    dull = signal.sosfiltfilt(signal.butter(1, 3000, fs=SAMPLE_RATE, output="sos"), clean).astype(np.float32)
+    dull = dulled(clean)
     flattened = equalised(0.3 * dull, clean, SAMPLE_RATE)
     ratios = []
     for waveform in (flattened, clean):
         frequencies, power = signal.welch(waveform, SAMPLE_RATE, nperseg=4096)
-        ratios.append(10 * np.log10(power[:, (frequencies > 100) & (frequencies < 10_000)]))
-    assert np.abs(ratios[0] - ratios[1]).max() < 0.7
+        ratios.append(10 * np.log10(power[:, (frequencies > 100) & (frequencies < 20_000)]))
+    assert np.abs(ratios[0] - ratios[1]).max() < 0.5
     assert si_sdr(torch.from_numpy(flattened), torch.from_numpy(clean)).min() > 20.0
     # Noise of the clean spectrum is left alone: equalisation is no restoration.
     other = noise(4, 4.0)
