@@ -1,0 +1,48 @@
+# Every target makes what it needs first. The interpreter can be chosen: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint benchmark clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       restores the example recording with the shipped weights, offline"
+	@echo "make test       runs the whole test suite"
+	@echo "make lint       runs ruff and mypy"
+	@echo "make benchmark  renders the test set, restores it, and writes the tables and plots"
+	@echo "make clean      removes the environment and what the targets wrote"
+
+demo: $(VENV)/demo.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m spaces_app.demo
+
+test: $(VENV)/all.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/all.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/all.installed
+	$(BIN)/python -m training.evaluate
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# The package is installed in place, so only a change of pyproject.toml calls for another installation.
+$(VENV)/demo.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/all.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[demo,train,eval,test]"
+	@touch $@ $(VENV)/demo.installed
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) was not found: install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): Python 3.11 or newer is needed; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make an environment: install its venv module (Debian and Ubuntu: python3-venv)" >&2; exit 1; }
