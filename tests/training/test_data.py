@@ -1,7 +1,10 @@
 """Batches: their levels and slots, and that no row is lost or repeated by workers, processes, epochs and resuming."""
 
+import functools
+import http.server
 import itertools
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,11 @@ from training.sources import Roots
 
 COUNT = 14
 BATCH = 4
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +206,17 @@ def test_rendered_pairs_load_as_a_manifest(folder: Path, corpus: Roots, tmp_path
     assert rendered["row_id"] == direct["row_id"]
     torch.testing.assert_close(rendered["recordings"], direct["recordings"], atol=1e-5, rtol=0)
     torch.testing.assert_close(rendered["clean"], direct["clean"], atol=1e-5, rtol=0)
+
+
+def test_manifest_streams_from_a_url(folder: Path, corpus: Roots) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads URLs with aiohttp")
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/pairs.jsonl"
+        streamed = take(make_loader(url, corpus, batch_size=BATCH, clip_seconds=0.2), 1)
+        server.shutdown()
+    assert_same(streamed, take(loader(folder, corpus, stored=False), 1))
 
 
 def test_crop_has_music_and_stays_inside() -> None:
