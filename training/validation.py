@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,18 +132,19 @@ def mel_picture(pipeline: Aud2StudioPipeline, waveforms: Sequence[np.ndarray]) -
 
 
 def write_pictures(
-    trackers: Sequence[object], pipeline: Aud2StudioPipeline, clips: Sequence[Clip], report: Report, step: int
+    trackers: Sequence[Any], pipeline: Aud2StudioPipeline, clips: Sequence[Clip], report: Report, step: int
 ) -> None:
     """Shows recording, restored and clean spectrograms in every tracker, and plays them where it is TensorBoard."""
     for number, (clip, restored) in enumerate(zip(clips[:PICTURED_CLIPS], report.restored, strict=False)):
         picture = mel_picture(pipeline, [clip.takes[0], restored, clip.clean])
+        heard = {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
         for tracker in trackers:
-            if hasattr(tracker, "log_images"):
-                tracker.log_images({f"validation/{number}": picture[None]}, step=step)
-            if getattr(tracker, "name", "") == "tensorboard":
-                heard = {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image(f"validation/{number}", picture, step, dataformats="HWC")
                 for name, waveform in heard.items():
                     level = max(1.0, float(np.abs(waveform).max()))
-                    tracker.writer.add_audio(  # type: ignore[attr-defined]
+                    tracker.writer.add_audio(
                         f"validation/{number}/{name}", waveform[None] / level, step, pipeline.config.sample_rate
                     )
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({f"validation/{number}": picture[None]}, step=step)
