@@ -164,7 +164,6 @@ class LossConfig(Section):
     diffusion: NonNegativeFloat = 1.0
     compressed_stft: NonNegativeFloat = 1.0
     mr_stft: NonNegativeFloat = 0.5
-    snr: NonNegativeFloat = 0.1
     si_sdr: NonNegativeFloat = 0.01
     predictive_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # part of the batch at the last timestep
 

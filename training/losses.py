@@ -5,37 +5,27 @@ from __future__ import annotations
 import torch
 
 
-def si_sdr_loss(estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0) -> torch.Tensor:
-    """Negative scale-invariant SDR in dB, softly bounded so that an easy clip cannot outweigh the hard ones.
+def si_sdr_loss(
+    estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0, floor_db: float = -10.0
+) -> torch.Tensor:
+    """Negative scale-invariant SDR in dB, softly bounded at both ends.
 
-    SI-SDR after Le Roux et al., "SDR - half-baked or well done?" (2019); the bound, `tau = 10^(-ceiling / 10)`, after
-    Wisdom et al., "Unsupervised sound separation using mixture invariant training" (2020).
+    SI-SDR after Le Roux et al., "SDR - half-baked or well done?" (2019); the upper bound, which keeps an easy clip from
+    outweighing the hard ones, after Wisdom et al., "Unsupervised sound separation using mixture invariant training"
+    (2020). The lower bound is for rooms: tonal music in a hall hardly correlates with the clean signal, down to -30 dB,
+    where the gradient of SI-SDR is large and no more than noise.
 
     Args:
         estimate, target: Waveforms (batch, samples).
         ceiling_db: The value that a perfect estimate reaches.
+        floor_db: The value that an estimate without any correlation reaches.
     """
     energy = target.square().sum(-1, keepdim=True).clamp_min(1e-8)
     projection = (estimate * target).sum(-1, keepdim=True) / energy * target
     signal = projection.square().sum(-1)
     error = (estimate - projection).square().sum(-1)
-    tau = 10 ** (-ceiling_db / 10)
-    return -10 * torch.log10((signal + 1e-8) / (error + tau * signal + 1e-8)).mean()
-
-
-def snr_loss(estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0) -> torch.Tensor:
-    """Negative SNR in dB, softly bounded: the "thresholded SNR" of Wisdom et al. (2020).
-
-    It asks for the right level and polarity. In a room with tonal music the recording hardly correlates with the clean
-    signal (SI-SDR down to -30 dB); there SI-SDR has an almost infinite and sign-blind gradient, and this one has not.
-
-    Args:
-        estimate, target: Waveforms (batch, samples).
-        ceiling_db: The value that a perfect estimate reaches.
-    """
-    energy = target.square().sum(-1).clamp_min(1e-8)
-    error = (estimate - target).square().sum(-1)
-    return 10 * torch.log10(error / energy + 10 ** (-ceiling_db / 10)).mean()
+    best, worst = 10 ** (-ceiling_db / 10), 10 ** (floor_db / 10)
+    return -10 * torch.log10((signal + worst * error + 1e-8) / (error + best * signal + 1e-8)).mean()
 
 
 def compressed_stft_loss(estimate: torch.Tensor, target: torch.Tensor, exponent: float = 0.3) -> torch.Tensor:

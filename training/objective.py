@@ -18,7 +18,7 @@ from transformers import ASTModel
 from pipeline_aud2studio.conditioning import condition_tokens
 from pipeline_aud2studio.image import BandImage
 
-from .losses import compressed_stft_loss, si_sdr_loss, snr_loss
+from .losses import compressed_stft_loss, si_sdr_loss
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # auraloss imports librosa lazily and warns of what it does not need
@@ -33,7 +33,7 @@ class RestorationObjective(nn.Module):
         scheduler: Training schedule, with zero terminal SNR.
         image: The UNet's image.
         predictive_fraction: Probability of a pair to be at the last timestep.
-        weights: Factors of the losses `diffusion`, `compressed_stft`, `mr_stft`, `snr`, `si_sdr`.
+        weights: Factors of the losses `diffusion`, `compressed_stft`, `mr_stft`, `si_sdr`.
         snr_gamma: Gamma of the min-SNR weights (Hang et al., 2023), or `None` for weights of 1.
     """
 
@@ -114,7 +114,6 @@ class RestorationObjective(nn.Module):
         return {
             "compressed_stft": compressed_stft_loss(faithful_stft, clean_stft),
             "mr_stft": self.mr_stft(faithful[:, None], clean[:, None]),
-            "snr": snr_loss(faithful, clean),
             "si_sdr": si_sdr_loss(faithful, clean),
         }
 
