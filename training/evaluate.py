@@ -1,0 +1,232 @@
+"""The benchmark: renders a manifest, runs every system on every clip, scores, and reports.
+
+    python -m training.evaluate --manifest training/benchmark/test.jsonl --data data --out build/benchmark
+    python -m training.evaluate --manifest training/benchmark/validation.jsonl --data data --out build/tuning \\
+        --tune training/benchmark/peers.json
+
+One JSON file per clip and system under `--out`: the same command goes on where it was stopped, and runs again what
+failed or what has changed since. A system that fails is reported and does not keep the others from running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from training.baselines import PEERS, Waveform
+from training.benchmark_audio import compare, describe
+from training.degrade import CONDITIONS, RenderedPair
+from training.jsonl import read_rows
+from training.manifest import check_header, check_row, read_header
+from training.metrics import level_change_lu, log_spectral_distance, multi_resolution_stft, si_sdr
+from training.pairs import load_pair
+from training.report import summarise, write_json, write_report
+from training.sources import Roots
+from training.systems import SYSTEMS, Model, System, build_peer, build_system
+
+Row = dict[str, Any]
+
+
+def read_manifest(path: Path, limit: int | None = None) -> list[Row]:
+    """Checked rows of a manifest of single recordings, with their fingerprints; `limit` of them, over all conditions.
+
+    Raises:
+        ValueError: if a row is malformed or has several recordings.
+    """
+    check_header(read_header(path))
+    rows = []
+    for row in read_rows(path):
+        checked = check_row(row)
+        if checked["num_takes"] != 1:
+            raise ValueError(f"{path}, row {row['row_id']} has {checked['num_takes']} recordings, not one")
+        rows.append(checked | {"rendered": row.get("rendered")})
+    if limit is None:
+        return rows
+    by_condition = [[row for row in rows if row["condition"] == condition] for condition in CONDITIONS]
+    longest = max(map(len, by_condition))
+    turns = [group[turn] for turn in range(longest) for group in by_condition if turn < len(group)]
+    return turns[:limit]
+
+
+def score(restored: Waveform, pair: RenderedPair) -> dict[str, float]:
+    """Every metric of one restored clip (channels, samples), averaged over its channels."""
+    recording = pair.recordings[0]
+    if restored.shape != recording.shape:
+        raise ValueError(f"the result has the shape {restored.shape}, the recording {recording.shape}")
+    if not np.isfinite(restored).all():
+        raise ValueError("the result has NaN or infinite samples")
+    estimate, degraded, clean, early = map(torch.from_numpy, (restored, recording, pair.clean, pair.early))
+    scores = {
+        "si_sdr": si_sdr(estimate, clean),
+        "si_sdr_improvement": si_sdr(estimate, clean) - si_sdr(degraded, clean),
+        "si_sdr_early": si_sdr(estimate, early),
+        "si_sdr_early_improvement": si_sdr(estimate, early) - si_sdr(degraded, early),
+        "mr_stft": multi_resolution_stft(estimate, clean),
+        "lsd": log_spectral_distance(estimate, clean),
+    }
+    level_change = {"level_change_lu": level_change_lu(estimate, degraded, pair.sample_rate)}
+    return {name: float(value.mean()) for name, value in scores.items()} | level_change
+
+
+def run_clip(system: System, pair: RenderedPair) -> dict[str, float]:
+    """Scores of one clip, and what the system alone took for it.
+
+    `real_time_factor` is seconds of work per second of audio (below 1 is faster than real time); `cpu_factor` the same
+    in processor time, which other work on the machine does not change; `peak_memory_mb` the resident memory of the
+    process during the call, libraries and weights included.
+    """
+    seconds = pair.clean.shape[-1] / pair.sample_rate
+    _reset_peak_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    restored = system.run(pair.recordings[0], pair.clean, pair.sample_rate)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    cost = {"real_time_factor": wall / seconds, "cpu_factor": cpu / seconds}
+    peak_memory_mb = _peak_memory_mb()
+    if peak_memory_mb is not None:
+        cost["peak_memory_mb"] = peak_memory_mb
+    return score(restored, pair) | cost
+
+
+def _reset_peak_memory() -> None:
+    """Forget the highest memory use so far (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # elsewhere, or not permitted: what is read later is the peak of the whole run
+
+
+def _peak_memory_mb() -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    peak = next(line for line in lines if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
+
+
+def digest(row: Mapping[str, Any]) -> str:
+    """Fingerprint of a row's parameters."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_result(path: Path, identity: Mapping[str, str]) -> Row | None:
+    """A clip's result if it is there, did not fail, and belongs to this row and this system as it is now."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result if "error" not in result and result["identity"] == identity else None
+
+
+def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folder: Path) -> list[Row]:
+    """Results of all clips and systems, from `folder` or computed and written there."""
+    results = []
+    with tqdm(total=len(rows) * len(systems), desc="evaluating", unit="clip") as bar:
+        for row in rows:
+            pair: RenderedPair | None = None
+            for system in systems:
+                bar.set_postfix_str(system.name)
+                path = folder / system.name / f"{row['row_id']:05d}.json"
+                identity = {"row": digest(row), "system": system.identity}
+                result = read_result(path, identity)
+                if result is None:
+                    pair = pair or load_pair(row, roots)
+                    kept = {key: row[key] for key in ("row_id", "condition", "venue", "music_path")}
+                    result = {**kept, "system": system.name, "identity": identity}
+                    result["audio"] = compare(row["rendered"], describe(pair))
+                    try:
+                        result |= run_clip(system, pair)
+                    except Exception as error:  # of whatever kind: the other systems have to go on
+                        result["error"] = f"{type(error).__name__}: {error}"
+                        tqdm.write(f"{system.name} failed on row {row['row_id']}: {result['error']}", file=sys.stderr)
+                    write_json(path, result)
+                results.append(result)
+                bar.update()
+    return results
+
+
+def tune(path: Path, rows: Sequence[Row], roots: Roots, folder: Path, manifest: Path) -> None:
+    """Write the settings with the best mean SI-SDR of every peer, and what the others reached, to `path`."""
+    candidates = {
+        f"{name}-{number}": (name, settings)
+        for name, peer in PEERS.items()
+        for number, settings in enumerate(peer.settings)
+    }
+    systems = [build_peer(name, settings, label) for label, (name, settings) in candidates.items()]
+    results = evaluate(rows, systems, roots, folder)
+    peers: dict[str, Any] = {name: {"trials": []} for name in PEERS}
+    for label, (name, settings) in candidates.items():
+        of_trial = [result for result in results if result["system"] == label]
+        if any("error" in result for result in of_trial):
+            raise ValueError(f"{label} failed on some clips: see {folder / label}")
+        improvement = float(np.mean([result["si_sdr_improvement"] for result in of_trial]))
+        trial = {"settings": dict(settings), "si_sdr_improvement": round(improvement, 3)}
+        peers[name]["trials"].append(trial)
+    for name, peer in peers.items():
+        best = max(peer["trials"], key=lambda trial: float(trial["si_sdr_improvement"]))
+        peers[name] = {"settings": best["settings"], **peer}
+    write_json(path, {"manifest": manifest.name, "clips": len(rows), "peers": peers})
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--manifest", type=Path, default=Path("training/benchmark/test.jsonl"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="NAME,... (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmark"), help="folder of results and report")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N clips, over all conditions, for a quick look")
+    parser.add_argument("--model", default=Model.path, help="folder or repository of the checkpoint")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=Model.dtype)
+    parser.add_argument("--device", default=Model.device)
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="choose the peers' settings and write them to FILE")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments().parse_args(argv)
+    roots = Roots(*(options.data / name for name in ("clean", "rirs", "noise")))
+    model = Model(options.model, options.steps, options.dtype, options.device)
+    try:
+        if options.limit is not None and options.limit < 1:
+            raise ValueError("--limit must be at least 1")
+        rows = read_manifest(options.manifest, options.limit)
+        folder = options.out / "clips"
+        if options.tune:
+            tune(options.tune, rows, roots, folder, options.manifest)
+            print(options.tune)
+            return 0
+        names = [name.strip() for name in options.systems.split(",")]
+        if unknown := set(names) - set(SYSTEMS):
+            raise ValueError(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(SYSTEMS)}")
+        systems, broken = [], {}
+        for name in names:
+            try:
+                systems.append(build_system(name, model))
+            except Exception as error:  # a peer that is not installed, a checkpoint that is not there
+                broken[name] = f"{type(error).__name__}: {error}"
+                print(f"{name} cannot be loaded: {broken[name]}", file=sys.stderr)
+        results = evaluate(rows, systems, roots, folder)
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    summary = summarise(results, broken, options.manifest.name, threads=torch.get_num_threads(), cores=os.cpu_count())
+    write_report(options.out, summary, results)
+    print((options.out / "report.md").read_text(encoding="utf-8"))
+    print(options.out / "report.md")
+    return 1 if broken or any("error" in result for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

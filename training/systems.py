@@ -1,0 +1,136 @@
+"""Every system that the benchmark knows, under the name it has there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
+from pipeline_aud2studio.audio import normalise_rms, resample
+from pipeline_aud2studio.pipeline import vocode
+from training.baselines import PEERS, Waveform, equalised, low_passed
+
+CONTROLS = ("input", "eq_control", "lowpass_control")
+READ_OUTS = ("faithful", "vocoder")
+SYSTEMS = (*CONTROLS, *READ_OUTS, "copy_synthesis", *PEERS)
+TUNED_PEERS = Path(__file__).parent / "benchmark" / "peers.json"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that takes a recording and gives a waveform of its shape.
+
+    Attributes:
+        run: called as `run(recording, clean, sample_rate)` with (channels, samples). Restorations do not look at
+            `clean`; the equaliser control and copy-synthesis do.
+        identity: text that changes when the results may change.
+    """
+
+    name: str
+    run: Callable[[Waveform, Waveform, int], Waveform]
+    identity: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which checkpoint of our own, and how it runs."""
+
+    path: str = str(shipped_weights())
+    num_inference_steps: int | None = None  # the checkpoint's default
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def build_system(name: str, model: Model, tuned_peers: Path = TUNED_PEERS) -> System:
+    """The system of this name, loaded.
+
+    Raises:
+        ValueError: for an unknown name, and for a peer that `training.evaluate --tune` has not tuned yet.
+    """
+    if name in PEERS:
+        return build_peer(name, read_tuned(tuned_peers, name))
+    if name in READ_OUTS or name == "copy_synthesis":
+        return _build_own(name, model)
+    controls: dict[str, Callable[[Waveform, Waveform, int], Waveform]] = {
+        "input": lambda recording, clean, sample_rate: recording,
+        "eq_control": equalised,
+        "lowpass_control": lambda recording, clean, sample_rate: low_passed(recording, sample_rate),
+    }
+    if name not in controls:
+        raise ValueError(f"unknown system {name!r}: choose from {', '.join(SYSTEMS)}")
+    return System(name, controls[name], "1")
+
+
+def build_peer(name: str, settings: Mapping[str, Any], label: str | None = None) -> System:
+    """A peer with given settings, listed as `label`."""
+    peer = PEERS[name]
+
+    def run(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
+        return peer.run(recording, sample_rate, **settings)
+
+    versions = [f"{package} {version(package)}" for package in peer.packages]
+    return System(label or name, run, "; ".join([json.dumps(dict(settings), sort_keys=True), *versions]))
+
+
+def read_tuned(path: Path, name: str) -> dict[str, Any]:
+    """The settings of a peer that were best on the validation set."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: tune the peers with `python -m training.evaluate --tune {path} ...`")
+    tuned = json.loads(path.read_text(encoding="utf-8"))["peers"]
+    if name not in tuned:
+        raise ValueError(f"{path} has no settings for {name}: tune it with `python -m training.evaluate --tune`")
+    return dict(tuned[name]["settings"])
+
+
+def _build_own(name: str, model: Model) -> System:
+    pipeline = _load_pipeline(model)
+
+    def restore(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
+        generator = torch.Generator().manual_seed(SEED)
+        return pipeline(
+            recording,
+            sample_rate,
+            num_inference_steps=model.num_inference_steps,
+            reconstruction=name,
+            generator=generator,
+        ).audios[0]
+
+    def copy_synthesis(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
+        """What the vocoder makes of the clean mel: the ceiling of the vocoder read-out."""
+        own_rate = pipeline.config.sample_rate
+        waveform = torch.from_numpy(resample(normalise_rms(clean)[0], sample_rate, own_rate))
+        with torch.no_grad():
+            mel = pipeline.transform.log_mel(pipeline.transform.stft(waveform))
+            vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
+        return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
+
+    identity = f"{_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}"
+    return System(name, copy_synthesis if name == "copy_synthesis" else restore, identity)
+
+
+@functools.cache
+def _load_pipeline(model: Model) -> Aud2StudioPipeline:
+    dtype = {"vocoder": torch.float32, "default": getattr(torch, model.dtype)}
+    pipeline = Aud2StudioPipeline.from_pretrained(model.path, dtype=dtype).to(model.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _digest(path: str) -> str:
+    """Fingerprint of a checkpoint's folder; a repository's name stands for itself."""
+    if not Path(path).is_dir():
+        return path
+    total = hashlib.sha256()
+    for file in sorted(file for file in Path(path).rglob("*") if file.suffix in (".json", ".safetensors")):
+        total.update(file.relative_to(path).as_posix().encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
