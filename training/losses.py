@@ -10,10 +10,10 @@ def si_sdr_loss(
 ) -> torch.Tensor:
     """Negative scale-invariant SDR in dB, softly bounded at both ends.
 
-    SI-SDR after Le Roux et al., "SDR - half-baked or well done?" (2019); the upper bound, which keeps an easy clip from
-    outweighing the hard ones, after Wisdom et al., "Unsupervised sound separation using mixture invariant training"
-    (2020). The lower bound is for rooms: tonal music in a hall hardly correlates with the clean signal, down to -30 dB,
-    where the gradient of SI-SDR is large and no more than noise.
+    SI-SDR after Le Roux et al., "SDR - half-baked or well done?" (2019); the upper bound, which keeps an easy clip
+    from outweighing the hard ones, after Wisdom et al., "Unsupervised sound separation using mixture invariant
+    training" (2020). The lower bound is for rooms: tonal music in a hall hardly correlates with the clean signal, down
+    to -30 dB, where the gradient of SI-SDR is large and no more than noise.
 
     Args:
         estimate, target: Waveforms (batch, samples).
