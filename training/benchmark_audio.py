@@ -19,7 +19,7 @@ def describe(pair: RenderedPair) -> dict[str, Any]:
     """Checksum of the first recording in 16 bits, and levels that stay nearly the same where the bits do not."""
     recording = pair.recordings[0]
     rounded = np.rint(np.clip(recording, -1.0, 1.0) * 32767).astype("<i2")
-    signals = [torch.from_numpy(waveform) for waveform in (recording, pair.clean)]
+    signals = [torch.tensor(waveform) for waveform in (recording, pair.clean)]
     return {
         "sha256": hashlib.sha256(rounded.tobytes()).hexdigest()[:16],
         "levels_db": [round(10 * float(torch.log10(signal.double().square().mean())), 3) for signal in signals],

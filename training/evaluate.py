@@ -66,7 +66,7 @@ def score(restored: Waveform, pair: RenderedPair) -> dict[str, float]:
         raise ValueError(f"the result has the shape {restored.shape}, the recording {recording.shape}")
     if not np.isfinite(restored).all():
         raise ValueError("the result has NaN or infinite samples")
-    estimate, degraded, clean, early = map(torch.from_numpy, (restored, recording, pair.clean, pair.early))
+    estimate, degraded, clean, early = map(torch.tensor, (restored, recording, pair.clean, pair.early))
     scores = {
         "si_sdr": si_sdr(estimate, clean),
         "si_sdr_improvement": si_sdr(estimate, clean) - si_sdr(degraded, clean),

@@ -1,0 +1,238 @@
+"""The benchmark's machinery on short clips of synthetic music: balance, fingerprints, resuming, failures, report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy import signal
+
+import training.evaluate as evaluation
+from training import draw_benchmark
+from training.baselines import PEERS
+from training.benchmark_audio import compare, describe
+from training.degrade import CONDITIONS
+from training.evaluate import evaluate, main, read_manifest, run_clip
+from training.jsonl import read_rows, write_rows
+from training.metrics import si_sdr
+from training.pairs import load_pair
+from training.sources import Roots
+from training.systems import System
+
+SAMPLE_RATE = 44_100
+SECONDS = 1.5
+
+
+def pink(rng: np.random.Generator, seconds: float, channels: int = 2) -> np.ndarray:
+    white = rng.standard_normal((channels, round(seconds * SAMPLE_RATE)))
+    coloured = signal.lfilter([1.0], [1.0, -0.95], white, axis=-1)
+    return (0.1 * coloured / coloured.std()).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two collections of music, a measured and three simulated venues, four kinds of noise; all of the test split."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    (folder / "clean").mkdir()
+    (folder / "rirs").mkdir()
+    (folder / "noise").mkdir()
+    music = []
+    for number in range(4):
+        path = f"{number}.flac"
+        soundfile.write(folder / "clean" / path, pink(rng, 4.0).T, SAMPLE_RATE)
+        music.append(
+            {
+                "path": path,
+                "package": "ab"[number % 2],
+                "split": "test",
+                "seconds": 4.0,
+                "channels": 2,
+                "bandwidth_hz": 20_000,
+            }
+        )
+    rooms = []
+    for number in range(4):
+        response = (
+            rng.standard_normal((SAMPLE_RATE // 2, 2))
+            * np.exp(-14 * np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE)[:, None]
+        )
+        response[0] = 10.0
+        response /= np.sqrt(np.square(response[:110]).sum(axis=0))
+        path = f"{number}.wav"
+        soundfile.write(folder / "rirs" / path, response, SAMPLE_RATE, subtype="FLOAT")
+        rooms.append(
+            {
+                "path": path,
+                "venue": f"venue {number}",
+                "split": "test",
+                "kind": "measured" if number == 0 else "simulated",
+                "num_mics": 1,
+                "mic_channels": 2,
+                "t20_s": 0.49,
+            }
+        )
+    noises = []
+    for kind in ("applause", "babble", "hum", "hiss", "wind", "handling"):
+        soundfile.write(folder / "noise" / f"{kind}.flac", pink(rng, 3.0).T, SAMPLE_RATE)
+        noises.append({"path": f"{kind}.flac", "kind": kind, "split": "test", "seconds": 3.0})
+    write_rows(folder / "clean" / "inventory.jsonl", music)
+    write_rows(folder / "rirs" / "index.jsonl", rooms)
+    write_rows(folder / "noise" / "index.jsonl", noises)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("manifest") / "test.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw_benchmark, "SECONDS", SECONDS)
+        arguments = ["--data", str(data), "--split", "test", "--count", "16", "--out", str(path)]
+        assert draw_benchmark.main(arguments) == 0
+        assert draw_benchmark.main(arguments) == 1, "a frozen manifest must not be overwritten"
+    return path
+
+
+def roots(data: Path) -> Roots:
+    return Roots(data / "clean", data / "rirs", data / "noise")
+
+
+def counting(name: str, calls: list[int], factor: float = 1.0) -> System:
+    def run(recording: np.ndarray, clean: np.ndarray, sample_rate: int) -> np.ndarray:
+        calls.append(1)
+        return factor * recording
+
+    return System(name, run, f"factor {factor}")
+
+
+def test_manifest_is_balanced_and_in_range(manifest: Path) -> None:
+    rows = read_rows(manifest)
+    for condition in CONDITIONS:
+        of_condition = [row for row in rows if row["condition"] == condition]
+        assert len(of_condition) == 4
+        assert sorted(int(row["music_path"][0]) % 2 for row in of_condition) == [0, 0, 1, 1]
+        assert [row["venue"] == "venue 0" for row in of_condition].count(True) == 2
+    assert {row["channels"] for row in rows} == {2} and {row["num_takes"] for row in rows} == {1}
+    assert all(
+        0 <= row["snr_db"][0] <= 12 and -10 <= row["drr_db"][0] <= 6 and 0.4 <= row["rt60_s"] <= 3 for row in rows
+    )
+
+
+def test_rows_render_to_what_the_manifest_recorded(data: Path, manifest: Path) -> None:
+    for row in read_manifest(manifest, limit=4):
+        pair = load_pair(row, roots(data))
+        assert compare(row["rendered"], describe(pair)) == "identical"
+        recording, clean = (torch.from_numpy(waveform) for waveform in (pair.recordings[0], pair.clean))
+        assert row["rendered"]["si_sdr_db"] == pytest.approx(float(si_sdr(recording, clean).mean()), abs=1e-3)
+        # Another library's rounding is forgiven, another sound is not.
+        nearly = dict(row["rendered"], sha256="0" * 16, si_sdr_db=row["rendered"]["si_sdr_db"] + 0.05)
+        assert compare(nearly, describe(pair)) == "equivalent"
+        assert compare(dict(nearly, si_sdr_db=nearly["si_sdr_db"] + 0.2), describe(pair)) == "different"
+    assert compare(None, describe(pair)) == "unknown"
+
+
+def test_limit_takes_from_every_condition(manifest: Path) -> None:
+    rows = read_manifest(manifest, limit=6)
+    assert [row["condition"] for row in rows] == [*CONDITIONS, *CONDITIONS[:2]]
+
+
+def test_scores_of_a_known_restoration(data: Path, manifest: Path) -> None:
+    row = next(row for row in read_manifest(manifest) if row["condition"] == "crowd")
+    pair = load_pair(row, roots(data))
+    half_way = System("half", lambda recording, clean, sample_rate: (recording + clean) / 2, "1")
+    result = run_clip(half_way, pair)
+    recording, clean = (torch.from_numpy(waveform) for waveform in (pair.recordings[0], pair.clean))
+    expected = si_sdr((recording + clean) / 2, clean)
+    assert result["si_sdr"] == pytest.approx(expected.mean().item(), abs=1e-4)
+    # Half of the noise is 6 dB less noise, and without a room the early target is the clean one.
+    assert result["si_sdr_improvement"] == pytest.approx(6.02, abs=0.3)
+    assert result["si_sdr_early"] == result["si_sdr"]
+    assert result["real_time_factor"] > 0.0
+    same = run_clip(System("input", lambda recording, clean, sample_rate: recording, "1"), pair)
+    assert same["si_sdr_improvement"] == same["level_change_lu"] == 0.0
+
+
+def test_a_second_run_computes_only_what_is_missing_or_changed(data: Path, manifest: Path, tmp_path: Path) -> None:
+    rows, calls = read_manifest(manifest, limit=4), []
+    first = evaluate(rows, [counting("one", calls)], roots(data), tmp_path)
+    assert len(calls) == 4
+    (tmp_path / "one" / f"{rows[2]['row_id']:05d}.json").unlink()
+    (tmp_path / "one" / f"{rows[3]['row_id']:05d}.json").write_text('{"cut off')
+    second = evaluate(rows, [counting("one", calls)], roots(data), tmp_path)
+    assert len(calls) == 6
+    timings = {"real_time_factor", "cpu_factor", "peak_memory_mb"}
+    for one, other in zip(first, second, strict=True):
+        assert {k: v for k, v in one.items() if k not in timings} == {
+            k: v for k, v in other.items() if k not in timings
+        }
+    evaluate(rows, [counting("one", calls, factor=0.5)], roots(data), tmp_path)
+    assert len(calls) == 10, "results of another setting must not be reused"
+
+
+def test_a_broken_system_does_not_stop_the_others(
+    data: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    odd: list[int] = []
+
+    def sometimes(recording: np.ndarray, clean: np.ndarray, sample_rate: int) -> np.ndarray:
+        odd.append(1)
+        return recording[:, :-1] if len(odd) % 2 else recording
+
+    def build(name: str, model: Any) -> System:
+        if name == "vocoder":
+            raise OSError("no weights")
+        return System(name, sometimes, "1") if name == "faithful" else counting(name, calls)
+
+    monkeypatch.setattr(evaluation, "build_system", build)
+    arguments = ["--manifest", str(manifest), "--data", str(data), "--out", str(tmp_path), "--limit", "4"]
+    assert main([*arguments, "--systems", "input,faithful,vocoder"]) == 1
+    assert len(calls) == 4
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["broken"] == {"vocoder": "OSError: no weights"}
+    assert summary["systems"]["faithful"]["failed"] == 2 and summary["systems"]["input"]["failed"] == 0
+    assert summary["audio"] == {"identical": 4, "equivalent": 0, "different": 0, "unknown": 0}
+    values = [json.loads(path.read_text())["si_sdr"] for path in sorted((tmp_path / "clips" / "input").glob("*.json"))]
+    figures = summary["systems"]["input"]["figures"]["all"]["si_sdr"]
+    assert figures["mean"] == pytest.approx(np.mean(values)) and figures["median"] == pytest.approx(np.median(values))
+    assert figures["low"] <= figures["mean"] <= figures["high"]
+    report = (tmp_path / "report.md").read_text()
+    assert "faithful: failed on 2 clips" in report and "vocoder: not run, OSError: no weights" in report
+    assert (tmp_path / "si_sdr_improvement.png").read_bytes().startswith(b"\x89PNG")
+    # What failed is tried again; what was done is not.
+    main([*arguments, "--systems", "input,faithful"])
+    assert len(calls) == 4 and len(odd) == 6
+    assert "failed on row" in capsys.readouterr().err
+
+
+def test_tuning_takes_the_setting_with_the_best_si_sdr(
+    data: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gate:
+        settings = ({"share": 0.2}, {"share": 0.9}, {"share": 0.0})
+        packages = ("numpy",)
+
+        @staticmethod
+        def run(recording: np.ndarray, sample_rate: int, share: float) -> np.ndarray:
+            """Worse the further the share is from 0.9: a copy of itself later is added."""
+            return recording + (0.9 - share) * np.roll(recording, 1000, axis=-1)
+
+    monkeypatch.setattr(evaluation, "PEERS", {"gate": Gate})
+    monkeypatch.setitem(PEERS, "gate", Gate)  # type: ignore[arg-type]
+    out = tmp_path / "peers.json"
+    arguments = ["--manifest", str(manifest), "--data", str(data), "--out", str(tmp_path), "--limit", "4"]
+    assert main([*arguments, "--tune", str(out)]) == 0
+    gate = json.loads(out.read_text())["peers"]["gate"]
+    assert gate["settings"] == {"share": 0.9}
+    assert gate["trials"][1]["si_sdr_improvement"] == pytest.approx(0.0, abs=1e-6)
+    assert gate["trials"][0]["si_sdr_improvement"] < 0 and gate["trials"][2]["si_sdr_improvement"] < 0
+
+
+def test_bad_arguments_are_one_line(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--manifest", str(manifest), "--systems", "input,nosuch"]) == 1
+    assert main(["--manifest", "nosuch.jsonl"]) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2 and "unknown system nosuch" in errors[0] and "nosuch.jsonl" in errors[1]
