@@ -6,6 +6,7 @@ part of the reference's response, from which the early target is made again; and
 where. The index is written last: a shard without one does not count.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ def write(
         index = folder / f"{_shard_name(part)}.json"
         if not index.exists():
             missing.append(part)
-        elif _identity(json.loads(index.read_text(encoding="utf-8"))["rows"]) != _identity(part):
+        elif json.loads(index.read_text(encoding="utf-8")).get("digest") != _digest(part):
             raise ValueError(f"{index} was rendered from other rows: remove the folder, or choose another")
     done = len(rows) - sum(map(len, missing))
     with tqdm(total=len(rows), initial=done, desc="rendering", unit="row") as bar:
@@ -131,8 +132,9 @@ def _shard_name(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"shard-{rows[0]['row_id']:08d}"
 
 
-def _identity(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    return [(row["row_id"], row["seed"]) for row in rows]
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tells shards of different rows apart, down to the last parameter."""
+    return hashlib.sha256(json.dumps(list(map(dict, rows)), sort_keys=True).encode()).hexdigest()
 
 
 def _write_shard(folder: Path, rows: Sequence[Mapping[str, Any]], roots: Roots) -> int:
@@ -165,6 +167,7 @@ def _write_shard(folder: Path, rows: Sequence[Mapping[str, Any]], roots: Roots) 
         "name": name,
         "sample_rate": rows[0]["sample_rate"],
         "samples": tracks[0].shape[-1],
+        "digest": _digest(rows),
         "rows": stored,
     }
     part = folder / f"{name}.json.part"
