@@ -243,24 +243,23 @@ def render(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
     responses = None
     if row["music_in_room"] or row["crowd_in_room"]:
         responses = read_responses(inside(roots.rir_dir, row["rir_path"]), sample_rate)
-    beds = [
-        NoiseBed(inside(roots.noise_dir, path), offset_s, clean.shape[-1], sample_rate)
-        for path, offset_s in zip(row["bed_path"], row["bed_offset_s"], strict=True)
-    ]
+
+    def bed(path: str, offset_s: float) -> NoiseBed:
+        return NoiseBed(inside(roots.noise_dir, path), offset_s, clean.shape[-1], sample_rate)
+
+    beds = [bed(path, offset_s) for path, offset_s in zip(row["bed_path"], row["bed_offset_s"], strict=True)]
     takes = []
     for take in range(row["num_takes"]):
         response = None if responses is None else take_response(row, responses, take)
-        sound = convolve(feed, response) if row["music_in_room"] and response is not None else feed
-        music_power = _power(sound[:, lead_in:])
+        music = convolve(feed, response) if row["music_in_room"] and response is not None else feed
+        sound, music_power = music, _power(music[:, lead_in:])
         if beds:
             crowd = crowd_at(row, beds, response, take)
             sound = sound + _level(crowd, lead_in, music_power, row["snr_db"][take])
         for kind in LOCAL_NOISES:
             if path := row[f"{kind}_path"][take]:
-                bed = NoiseBed(
-                    inside(roots.noise_dir, path), row[f"{kind}_offset_s"][take], clean.shape[-1], sample_rate
-                )
-                noise = np.stack([bed.piece(channel, 0.0) for channel in range(len(clean))])
+                local = bed(path, row[f"{kind}_offset_s"][take])
+                noise = np.stack([local.piece(channel, 0.0) for channel in range(len(clean))])
                 sound = sound + _level(noise, lead_in, music_power, row[f"{kind}_snr_db"][take])
         recording = device.record(sound, sample_rate, Device.from_row(row, take))
         if row["misalignment_s"][take]:
