@@ -3,7 +3,6 @@
 python -m spaces_app.demo
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -52,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
