@@ -1,0 +1,120 @@
+"""Room measures against formulas, trimming against known responses, venues against what they were made for."""
+
+import numpy as np
+import pytest
+from scipy.signal import butter, sosfiltfilt
+
+from training.rooms import decay_end, energy_ratio_db, from_direct_path, onset, t20_s, tidy
+from training.venues import OCTAVES_HZ, generate, shaped_noise, wall_absorption
+
+RATE = 44100
+
+
+def decaying(rt60_s: float, seconds: float, seed: int = 0) -> np.ndarray:
+    time = np.arange(round(seconds * RATE)) / RATE
+    return np.random.default_rng(seed).standard_normal(len(time)) * 10 ** (-3 * time / rt60_s)
+
+
+@pytest.mark.parametrize("rt60_s", [0.3, 1.0, 3.0])
+def test_t20_of_an_exponential_decay(rt60_s: float) -> None:
+    time = np.arange(round(1.5 * rt60_s * RATE)) / RATE
+    # Without noise the measure is exact but for the truncation at -90 dB.
+    assert t20_s(10 ** (-3 * time / rt60_s), RATE) == pytest.approx(rt60_s, rel=1e-3)
+    assert t20_s(decaying(rt60_s, 1.5 * rt60_s), RATE) == pytest.approx(rt60_s, rel=0.05)
+
+
+def test_t20_refuses_what_does_not_decay() -> None:
+    with pytest.raises(ValueError, match="silent"):
+        t20_s(np.zeros(1000), RATE)
+    with pytest.raises(ValueError, match="does not decay"):
+        t20_s(np.eye(1, 1000)[0], RATE)
+
+
+def test_energy_ratios_of_a_handmade_response() -> None:
+    response = np.zeros(RATE)
+    response[0], response[round(0.02 * RATE)], response[round(0.3 * RATE)] = 1.0, 0.5, 0.25
+    assert energy_ratio_db(response, RATE, 0.0025) == pytest.approx(10 * np.log10(1 / (0.25 + 0.0625)))
+    assert energy_ratio_db(response, RATE, 0.05) == pytest.approx(10 * np.log10(1.25 / 0.0625))
+    assert energy_ratio_db(np.eye(1, 1000)[0], RATE, 0.0025) == 99.0
+
+
+def test_onset_finds_the_direct_path_before_a_stronger_reflection() -> None:
+    response = 0.05 * decaying(0.5, 0.5)
+    response[:500] = 0.001
+    response[500], response[700] = 0.8, -1.0
+    assert onset(response, RATE) == 500
+
+
+def test_direct_path_between_two_samples_is_moved_onto_one() -> None:
+    """A band-limited pulse at 200.5 keeps its whole energy in one sample instead of half a ringing sinc."""
+    response = np.sinc(np.arange(4000) - 2000.5) * np.hanning(4000)
+    trimmed = from_direct_path(response, RATE)
+    assert trimmed[0] / np.sqrt(np.square(response).sum()) > 0.97
+    assert np.square(trimmed[1:]).sum() < 0.05 * trimmed[0] ** 2
+
+
+def test_decay_end_stops_at_the_noise_floor() -> None:
+    response = decaying(1.0, 3.0) + 1e-2 * decaying(1e9, 3.0, seed=1)
+    # 40 dB down after 40/60 s; the margin of 6 dB is reached 0.1 s earlier.
+    assert decay_end(response, RATE) / RATE == pytest.approx(0.6, abs=0.1)
+    assert decay_end(decaying(0.5, 3.0), RATE) / RATE == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("rate", [44100, 48000, 96000])
+def test_tidy_aligns_normalises_and_turns(rate: int) -> None:
+    responses = np.zeros((2, rate))
+    for channel, (delay_s, sign) in enumerate(((0.011, 1.0), (0.017, -1.0))):
+        time = np.arange(rate) / rate - delay_s
+        tail = np.random.default_rng(channel).standard_normal(rate) * 10 ** (-3 * time / 0.4) * (time > 0.003)
+        responses[channel] = sign * (np.eye(1, rate, round(delay_s * rate))[0] + 0.02 * tail)
+    tidied = tidy(responses, rate, RATE)
+    assert tidied.dtype == np.float32
+    energy = np.square(tidied[:, : round(0.0025 * RATE)]).sum(axis=1)
+    np.testing.assert_allclose(energy, 1.0, rtol=1e-5)
+    assert np.all(tidied[:, 0] > 0.9)
+    assert tidied.shape[1] / RATE == pytest.approx(0.4, abs=0.1)
+
+
+def test_tidy_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        tidy(np.full((1, 1000), np.nan), RATE, RATE)
+
+
+def test_diffuse_pair_is_coherent_at_low_frequencies_only() -> None:
+    """sinc(2 f d / c): 0.94 at 200 Hz, about 0 at 1 kHz, for 17 cm."""
+    envelopes = np.ones((len(OCTAVES_HZ), 2, 8 * RATE))
+    left, right = shaped_noise(np.random.default_rng(0), envelopes, RATE)
+    assert np.std(left) == pytest.approx(1.0, rel=0.1)
+    for low_hz, high_hz, expected in ((150, 250, np.sinc(0.4 * 170 / 343)), (950, 1070, 0.0)):
+        band = sosfiltfilt(butter(4, (low_hz, high_hz), "bandpass", fs=RATE, output="sos"), np.stack([left, right]))
+        assert np.corrcoef(band)[0, 1] == pytest.approx(expected, abs=0.08)
+
+
+def test_generator_reaches_its_rt60_and_covers_the_drr_range() -> None:
+    ratios, drr_db = [], []
+    for seed in range(12):
+        venue = generate(np.random.default_rng(seed), RATE)
+        middle = butter(2, (400, 1400), "bandpass", fs=RATE, output="sos")
+        for response in tidy(venue.responses, RATE, RATE):
+            drr_db.append(energy_ratio_db(response, RATE, 0.0025))
+            # The tail alone: a strong direct path would bend the upper end of the decay.
+            ratios.append(t20_s(sosfiltfilt(middle, response[round(0.02 * RATE) :]), RATE) / venue.rt60_s)
+    assert np.median(ratios) == pytest.approx(1.0, abs=0.1)
+    assert np.percentile(ratios, [5, 95]) == pytest.approx([1.0, 1.0], abs=0.35)
+    assert min(drr_db) > -10.5 and max(drr_db) < 11.5
+    assert np.percentile(drr_db, 25) < -2 and np.percentile(drr_db, 75) > 2
+
+
+def test_generator_is_repeatable() -> None:
+    first, second, other = (generate(np.random.default_rng(seed), RATE).responses for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape != other.shape or not np.allclose(first, other)
+
+
+def test_wall_absorption_inverts_eyring() -> None:
+    size_m, floor, air = np.array([30.0, 20.0, 10.0]), np.full(8, 0.4), np.zeros(8)
+    walls = wall_absorption(1.5, size_m, floor, air)
+    surface, floor_area = 2200.0, 600.0
+    mean = (walls * (surface - floor_area) + floor * floor_area) / surface
+    rt60_s = 0.161 * 6000.0 / (-surface * np.log(1 - mean))
+    assert rt60_s[2:4] == pytest.approx(1.5)
