@@ -7,6 +7,7 @@ cannot be used. Errors are one line on the standard error stream.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 import time
@@ -315,12 +316,19 @@ def finish(waveform: Waveform, rate: int, output_rate: int, tilt_db: float | Non
     return audio.guard_peak(waveform)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """Within the block, what the user should know of is said in a line each, and no other warning is shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", LoudnessWarning)
         warnings.showwarning = lambda message, *_, **__: _say(f"notice: {message}")
+        yield
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    with notices():
         try:
             for restored in restore(args):
                 speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""

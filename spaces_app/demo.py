@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline_aud2studio import audio
-from pipeline_aud2studio.infer import build_parser, restore
+from pipeline_aud2studio.infer import build_parser, notices, restore
 from pipeline_aud2studio.plot import plot_spectrograms
 from training.metrics import level_change_lu, log_spectral_distance, si_sdr
 
@@ -20,7 +20,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     save, picture = FOLDER / "restored.flac", FOLDER / "before_after.png"
     command = ["--inputs", str(EXAMPLES / "degraded.flac"), "--save", str(save), "--overwrite"]
-    result = next(restore(build_parser().parse_args(command)))
+    with notices():
+        result = next(restore(build_parser().parse_args(command)))
 
     degraded, restored, clean = (
         audio.read(path) for path in (EXAMPLES / "degraded.flac", save, EXAMPLES / "clean.flac")
@@ -32,17 +33,13 @@ def main() -> None:
     }
     plot_spectrograms(picture, panels, degraded.sample_rate)
 
-    target = torch.from_numpy(clean.waveform)
-    before, after = (
-        {
-            "SI-SDR": si_sdr(torch.from_numpy(sound.waveform), target).mean().item(),
-            "log-spectral distance": log_spectral_distance(torch.from_numpy(sound.waveform), target).mean().item(),
-        }
-        for sound in (degraded, restored)
-    )
-    changes = [f"{name} {before[name]:.2f} -> {after[name]:.2f} dB" for name in before]
-    waveforms = (torch.from_numpy(sound.waveform) for sound in (restored, degraded))
-    changes.append(f"level {level_change_lu(*waveforms, degraded.sample_rate):+.2f} LU")
+    before, after, target = (torch.from_numpy(sound.waveform) for sound in (degraded, restored, clean))
+    distances = {"SI-SDR": si_sdr, "log-spectral distance": log_spectral_distance}
+    changes = [
+        f"{name} {distance(before, target).mean():.2f} -> {distance(after, target).mean():.2f} dB"
+        for name, distance in distances.items()
+    ]
+    changes.append(f"level {level_change_lu(after, before, degraded.sample_rate):+.2f} LU")
     factor = result.seconds / result.audio_s
     changes.append(f"{result.seconds:.1f} s for {result.audio_s:.1f} s (real-time factor {factor:.2f})")
     print(f"restored file: {save.resolve()}")
