@@ -64,6 +64,15 @@ class RestorationObjective(nn.Module):
                 whole chunk of the condition encoder.
             generator: Source of noise and timesteps, on the CPU.
         """
+        # Mixed precision is for the two networks: spectra, phases and losses want single precision.
+        device_type = batch["clean"].device.type
+        mixed = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return self._losses(batch, generator, torch.autocast(device_type, mixed[1], enabled=mixed[0]))
+
+    def _losses(
+        self, batch: Mapping[str, torch.Tensor], generator: torch.Generator, precision: torch.autocast
+    ) -> dict[str, torch.Tensor]:
         num_slots, clean = batch["num_slots"], batch["clean"]
         recordings = batch["recordings"][:, : int(num_slots.max())]  # (batch, R, samples)
         size, num_recordings = recordings.shape[:2]
@@ -81,9 +90,10 @@ class RestorationObjective(nn.Module):
         timesteps[predictive] = self.scheduler.config.num_train_timesteps - 1
         timesteps = timesteps.to(target.device)
         noisy = self.scheduler.add_noise(target, noise, timesteps)
-        tokens, mask = condition_tokens(self.condition_encoder, features)
         image = self.image.assemble(noisy, features).contiguous(memory_format=torch.channels_last)
-        output = self.unet(image, timesteps, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+        with precision:
+            tokens, mask = condition_tokens(self.condition_encoder, features)
+            output = self.unet(image, timesteps, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
         prediction, gains = self.image.read(output, features)
 
         predictive = predictive.to(target.device)
