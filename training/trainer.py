@@ -121,7 +121,7 @@ class Trainer:
         self.micro_batch_size, checkpointing = plan_batches(config)
         if checkpointing:
             unet.enable_gradient_checkpointing()
-            condition_encoder.gradient_checkpointing_enable()
+            condition_encoder.activation_checkpointing_enable()
         # Convolutions run faster on channels_last, on CPUs as well.
         unet.to(memory_format=torch.channels_last)
         objective = build_objective(config, unet, condition_encoder).to(self.device)
@@ -162,6 +162,8 @@ class Trainer:
             (output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
             if not self.clips:
                 logger.warning("data.validation_pairs is not set: there will be no validation.")
+            if config.export.vocoder is None:
+                logger.warning("export.vocoder is not set: exported pipelines load with `vocoder=None` only.")
         self.accelerator.init_trackers("aud2studio")
 
     def init_from(self, folder: Path) -> None:
@@ -170,6 +172,8 @@ class Trainer:
         Raises:
             ValueError: If the folder holds no such weights or those of another architecture.
         """
+        if not (folder / "unet").is_dir():
+            raise ValueError(f"--init_from {folder}: there is no pipeline in this folder")
         objective = self.accelerator.unwrap_model(self.objective)
         try:
             objective.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
@@ -373,10 +377,9 @@ class Trainer:
         pipeline = self.pipeline()
         unet, condition_encoder = copy.deepcopy(pipeline.unet), copy.deepcopy(pipeline.condition_encoder)
         if self.config.export.half_precision:
-            unet, condition_encoder = unet.half(), condition_encoder.half()
+            # Not the encoder, which is small: transformers computes in the precision of the file, diffusers in float32.
+            unet = unet.half()
         vocoder = self.config.export.vocoder
-        if vocoder is None:
-            logger.warning("export.vocoder is not set: %s has the faithful read-out only.", folder)
         pipeline = build_pipeline(
             self.config, unet, condition_encoder, vocoder and MMAudioVocoder.from_pretrained(vocoder)
         )

@@ -1,0 +1,387 @@
+"""The training loop at a toy size, started as users start it."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import training.trainer
+from training import train
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.launch import requested_processes
+from training.make_synth_pairs import main as make_synth_pairs
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "training" / "configs"
+STEPS = 8
+TOY = {
+    "experiment": "toy",
+    "seed": 7,
+    "audio": {"clip_seconds": 0.2},
+    "mel": {"n_mels": 32},
+    "model": {
+        "block_out_channels": [8, 16],
+        "attention_resolutions": [4],
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+        "conditioning_dim": 16,
+        "conditioning_layers": 1,
+        "conditioning_heads": 2,
+        "overlap_frames": 8,
+    },
+    "scheduler": {"num_inference_steps": 1},
+    "train": {
+        "batch_size": 2,
+        "lr": 1e-3,
+        "lr_warmup_steps": 3,
+        "max_train_steps": STEPS,
+        "cpu_threads": 1,
+        "checkpoints_total_limit": None,
+    },
+    "eval": {"num_clips": 2},
+}
+STATE = ("model", "ema", "optimizer")
+
+
+def pairs(roots, folder: Path, split: str, count: int, sample_rate: int = 44_100, memmap: bool = True) -> Path:
+    """Manifest of short pairs and, beside it, their shards."""
+    options = {
+        "--clean": roots.clean_music_dir, "--rirs": roots.rir_dir, "--noise": roots.noise_dir, "--split": split,
+        "--count": count, "--seconds": 0.8, "--min-bandwidth-hz": 0, "--sample-rate": sample_rate,
+        "--out": folder / f"{split}.jsonl",
+    }  # fmt: skip
+    if memmap:
+        options["--memmap"] = folder / split
+    assert make_synth_pairs([str(part) for option in options.items() for part in option]) == 0
+    return folder / split
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory) -> Path:
+    """The toy configuration as a file, with rendered pairs."""
+    folder = tmp_path_factory.mktemp("toy")
+    data = {
+        "memmap_dir": str(pairs(corpus, folder, "train", 6)),
+        "validation_pairs": str(pairs(corpus, folder, "validation", 2)),
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump({**TOY, "data": data}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps what it was told first for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def run(config: Path, folder: Path, *options: str) -> int:
+    return train.main(["--config", str(config), "--output_dir", str(folder), "--report_to", "none", *options])
+
+
+@pytest.fixture(scope="module")
+def reference(config, tmp_path_factory) -> Path:
+    """A run that is never stopped."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert run(config, folder, "--report_to", "tensorboard", "--validation_steps", "4") == 0
+    return folder
+
+
+def start(config: Path, folder: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "training.train", "--config", config, "--output_dir", folder]
+    command += ["--report_to", "none", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    """Reads the progress bar until the step is reached."""
+    text = b""
+    while chunk := os.read(process.stderr.fileno(), 4096):
+        text += chunk
+        if any(int(done) >= step for done in re.findall(rb"(\d+)/%d \[" % STEPS, text)):
+            return
+    pytest.fail(f"training ended early: {text.decode()[-2000:]}")
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    for stem in STATE:
+        first, second = (load_file(path / f"checkpoint-{STEPS}" / f"{stem}.safetensors") for path in (one, two))
+        assert first.keys() == second.keys()
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_a_run_writes_checkpoints_history_pictures_sound_and_a_pipeline(reference):
+    rows = [json.loads(line) for line in (reference / "history.jsonl").read_text().splitlines()]
+    validations = [row for row in rows if "validation/si_sdr" in row]
+    assert [row["step"] for row in validations] == [4, 8]
+    assert validations[0]["validation/si_sdr_change"] != 0
+    assert len(list(reference.glob("best-*"))) == 1
+
+    events = EventAccumulator(str(next((reference / "aud2studio").glob("events*")).parent)).Reload()
+    assert "validation/si_sdr_change" in events.Tags()["scalars"]
+    assert [tag for tag in ("validation/0",) if tag not in events.Tags()["images"]] == []
+    heard = {f"validation/0/{name}/audio_summary" for name in ("recording", "restored", "clean")}
+    assert {tag.removesuffix("/audio_summary") + "/audio_summary" for tag in events.Tags()["audio"]} >= heard
+
+    state = json.loads((reference / f"checkpoint-{STEPS}" / "state.json").read_text())
+    assert state["step"] == STEPS
+    assert state["ema_updates"] == STEPS
+    # 16 rows of the 6 that there are: two whole epochs and four rows of the third.
+    assert (state["data"]["epoch"], state["data"]["index"]) == (2, 4)
+
+
+def test_the_exported_pipeline_holds_the_averaged_weights_in_half_precision(reference):
+    weights = load_file(reference / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    averages = load_file(reference / f"checkpoint-{STEPS}" / "ema.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor.float(), averages[f"unet.{name}"], rtol=1e-3, atol=1e-4)
+    names = [path.name for path in (reference / "pipeline").rglob("*") if path.is_file()]
+    assert [name for name in names if not name.endswith((".json", ".safetensors"))] == []
+    pipeline = DiffusionPipeline.from_pretrained(reference / "pipeline", dtype=torch.float32, vocoder=None)
+    recording = 0.1 * np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    restored = pipeline(recording, 44_100, generator=torch.Generator().manual_seed(0)).audios
+    assert restored.shape == (1, 1, 20_000)
+    assert np.isfinite(restored).all()
+
+
+def test_stopped_by_sigterm_and_resumed_is_the_same_to_the_bit(config, reference, tmp_path):
+    process = start(config, tmp_path)
+    wait_for_step(process, 2)
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(60) == 0
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert 2 <= load_checkpoint(checkpoint)[1]["step"] < STEPS
+    assert run(config, tmp_path, "--resume_from_checkpoint", "latest", "--validation_steps", "4") == 0
+    assert_same_state(reference, tmp_path)
+
+
+def test_a_kill_loses_at_most_an_interval_and_never_a_checkpoint(config, reference, tmp_path):
+    process = start(config, tmp_path, "--checkpointing_steps", "1")
+    wait_for_step(process, 4)
+    process.kill()
+    process.wait(60)
+    process.stderr.close()
+    steps = [load_checkpoint(path)[1]["step"] for path in list_checkpoints(tmp_path)]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert steps[-1] >= 3
+    leftover = tmp_path / f"checkpoint-{STEPS - 1}.tmp"
+    leftover.mkdir(exist_ok=True)  # what a kill in the middle of writing leaves
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert run(config, tmp_path, "--resume_from_checkpoint", "latest") == 0
+    assert_same_state(reference, tmp_path)
+    assert not leftover.exists()
+
+
+def test_two_processes_train_and_agree(config, tmp_path):
+    script = tmp_path / "launched.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from safetensors.torch import save_file\n"
+        "from training import train, trainer\n"
+        "class Witness(trainer.Trainer):\n"
+        "    def fit(self):\n"
+        "        super().fit()\n"
+        "        rank = self.accelerator.process_index\n"
+        "        weights = {name: weight.detach().contiguous() for name, weight in self.parameters.items()}\n"
+        "        rows = self.loader.rank, self.loader.world_size\n"
+        "        save_file(weights, Path(__file__).with_name(f'rank{rank}.safetensors'), {'rows': str(rows)})\n"
+        "train.Trainer = Witness\n"
+        "sys.exit(train.main())\n"
+    )
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", script]
+    command += ["--config", config, "--output_dir", folder, "--report_to", "none", "--max_train_steps", "3"]
+    command += ["--set", "data.validation_pairs=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second, saved = (
+        load_file(path)
+        for path in (
+            tmp_path / "rank0.safetensors",
+            tmp_path / "rank1.safetensors",
+            folder / "checkpoint-3" / "model.safetensors",
+        )
+    )
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name])
+        assert torch.equal(weight, saved[name])
+    state = json.loads((folder / "checkpoint-3" / "state.json").read_text())
+    assert (state["data"]["epoch"], state["data"]["index"]) == (1, 6)  # 3 steps of 2 rows on 2 processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "parent", "expected"),
+    [
+        ({}, [], 1),
+        ({"ACCELERATE_USE_CPU": "True"}, ["accelerate", "launch", "--num_processes", "2"], 1),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["x", "--num_processes", "2", "train.py"], 2),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["x", "--num_processes=4", "train.py"], 4),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "RANK": "0"}, ["--num_processes", "2"], 1),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, ["--num_processes", "2"], 1),
+    ],
+)
+def test_processes_that_accelerate_was_asked_for(environment, parent, expected):
+    assert requested_processes(environment, parent) == expected
+
+
+def test_processes_that_nobody_counts_are_an_error():
+    with pytest.raises(ValueError, match="torchrun"):
+        requested_processes({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["accelerate", "launch"])
+
+
+def test_micro_batches_and_checkpointing_change_nothing_but_memory(config, tmp_path, monkeypatch):
+    """The parts of a batch have noise of their own; without noise, losses and gradients are those of the whole."""
+    found = []
+
+    class Witness(training.trainer.Trainer):
+        def train_step(self, batches):
+            found.append(super().train_step(batches))
+            return found[-1]
+
+    monkeypatch.setattr(train, "Trainer", Witness)
+    monkeypatch.setattr("training.objective.torch.randn", lambda shape, generator: torch.zeros(shape))
+    options = ["--max_train_steps", "1", "--set", "loss.predictive_fraction=1", "--set", "data.validation_pairs=null"]
+    # Each of these is a mean over the pairs; the multi-resolution loss has a quotient of sums over the batch.
+    options += ["--set", "loss.mr_stft=0"]
+    for number, extra in enumerate(
+        (
+            [],
+            ["--micro_batch_size", "1", "--set", "train.gradient_checkpointing=true"],
+            ["--train_batch_size", "1", "--gradient_accumulation_steps", "2"],
+        )
+    ):
+        assert run(config, tmp_path / str(number), *options, *extra) == 0
+        AcceleratorState._reset_state(reset_partial_state=True)
+    whole, split, accumulated = found
+    for name in ("diffusion", "compressed_stft", "si_sdr", "grad_norm"):
+        assert split[name] == pytest.approx(whole[name], rel=1e-4)
+        assert accumulated[name] == pytest.approx(whole[name], rel=1e-4)
+
+
+def test_a_run_starts_with_the_weights_of_a_pipeline(config, reference, tmp_path):
+    assert run(config, tmp_path, "--init_from", str(reference / "pipeline"), "--max_train_steps", "1") == 0
+    given = load_file(reference / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    trained = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    # One step of the warm-up moves a weight by a third of the learning rate at most.
+    for name, weight in given.items():
+        assert (trained[f"unet.{name}"] - weight.float()).abs().max() < 4e-4
+    state = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
+    assert (state["step"], state["ema_updates"]) == (1, 1)
+
+
+def test_an_export_with_a_vocoder_is_complete(config, toy_pipeline, tmp_path):
+    toy_pipeline.vocoder.save_pretrained(tmp_path / "vocoder")
+    options = ["--max_train_steps", "1", "--set", "data.validation_pairs=null", "--export", str(tmp_path / "hub")]
+    assert run(config, tmp_path / "run", *options, "--set", f"export.vocoder={tmp_path / 'vocoder'}") == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "hub")
+    for name, weight in toy_pipeline.vocoder.state_dict().items():
+        assert torch.equal(pipeline.vocoder.state_dict()[name], weight)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_rows(config, tmp_path, monkeypatch, capsys):
+    class Broken(training.trainer.Trainer):
+        def train_step(self, batches):
+            if self.step == 2:
+                with torch.no_grad():
+                    next(iter(self.parameters.values())).fill_(float("nan"))
+            return super().train_step(batches)
+
+    monkeypatch.setattr(train, "Trainer", Broken)
+    assert run(config, tmp_path) == 1
+    written = json.loads((tmp_path / "non_finite_rank0.json").read_text())
+    assert written["step"] == 2
+    assert len(written["row_id"]) == 2
+    assert "non_finite_rank0.json" in capsys.readouterr().err
+    assert list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "train.batchsize=1"], "batch_size"),
+        (["--set", "data.memmap_dir=nowhere"], "nowhere"),
+        (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9"),
+        (["--init_from", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_one_line(config, tmp_path, capsys, options, words):
+    assert run(config, tmp_path, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train.py: ")
+    assert words in error
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(config, reference, tmp_path, capsys):
+    path = str(reference / f"checkpoint-{STEPS}")
+    assert run(config, tmp_path, "--resume_from_checkpoint", path, "--set", "model.conditioning_dim=32") == 2
+    assert "does not fit this configuration" in capsys.readouterr().err
+
+
+def test_limits_in_minutes_count_over_resumed_runs(config, reference, tmp_path):
+    checkpoint = str(reference / f"checkpoint-{STEPS}")
+    options = ["--resume_from_checkpoint", checkpoint, "--max_train_steps", "99", "--max_train_minutes", "0.0001"]
+    assert run(config, tmp_path, *options, "--set", "data.validation_pairs=null") == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{STEPS}"]
+
+
+def test_bfloat16_trains(config, tmp_path):
+    options = ["--mixed_precision", "bf16", "--max_train_steps", "2", "--set", "data.validation_pairs=null"]
+    assert run(config, tmp_path, *options) == 0
+    weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_the_briefs_configuration_trains_a_step(corpus, tmp_path, monkeypatch, caplog):
+    """The YAML, on pairs rendered on the fly. Only its size is cut: a step at full size takes a CPU minutes."""
+    (tmp_path / "data").mkdir()
+    for link, target in {"clean": "clean_music_dir", "rirs": "rir_dir", "noise": "noise_dir"}.items():
+        (tmp_path / "data" / link).symlink_to(getattr(corpus, target), target_is_directory=True)
+    pairs(corpus, tmp_path / "data", "train", 8, sample_rate=48_000, memmap=False)
+    (tmp_path / "data" / "train.jsonl").rename(tmp_path / "data" / "pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    cut = ["--set", "audio.clip_seconds=0.7", "--set", "model.base_channels=32", "--max_train_steps", "1"]
+    with caplog.at_level(logging.WARNING):
+        assert run(CONFIGS / "bootleg_v1.yaml", tmp_path / "run", *cut) == 0
+    notices = [record.getMessage() for record in caplog.records]
+    if not torch.cuda.is_available():
+        assert [text for text in notices if "fp16 needs a GPU" in text]
+    for metric in ("srmr", "fad"):
+        assert [text for text in notices if metric in text and "skipped" in text]
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    assert checkpoint.name == "checkpoint-1"
+
+
+def test_pushing_creates_the_repository_and_uploads_the_folder(tmp_path, monkeypatch):
+    calls = []
+
+    class Repo:
+        repo_id = "someone/toy"
+
+    monkeypatch.setattr(train, "create_repo", lambda *args, **options: calls.append((args, options)) or Repo())
+    monkeypatch.setattr(train, "upload_folder", lambda **options: calls.append(options))
+    train.push(tmp_path, "toy", private=True)
+    assert calls[0] == (("toy",), {"private": True, "exist_ok": True})
+    assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/toy", tmp_path)
