@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def prepare_measured(folder: Path, out: Path, licence: str = "own") -> list[dict
 
 def add_rows(out: Path, rows: Iterable[Mapping[str, Any]], seed: int) -> None:
     """Put rows into the index."""
-    versions = {name: version(name) for name in ("numpy", "scipy", "soxr")}
+    makers = [name for name in ("numpy", "scipy", "soxr", "pyroomacoustics") if find_spec(name)]
+    versions = {name: version(name) for name in makers}
     merge_rows(out / "index.jsonl", rows, seed=seed, versions=versions)
 
 
