@@ -156,16 +156,17 @@ def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folde
     return results
 
 
-def tune(path: Path, rows: Sequence[Row], roots: Roots, folder: Path, manifest: Path) -> None:
-    """Write the settings with the best mean SI-SDR of every peer, and what the others reached, to `path`."""
+def tune(path: Path, names: Sequence[str], rows: Sequence[Row], roots: Roots, folder: Path, manifest: Path) -> None:
+    """Write the peers' settings with the best mean SI-SDR, and what the others reached, to `path`.
+
+    Peers that are not named keep what the file has of them.
+    """
     candidates = {
-        f"{name}-{number}": (name, settings)
-        for name, peer in PEERS.items()
-        for number, settings in enumerate(peer.settings)
+        f"{name}-{number}": (name, settings) for name in names for number, settings in enumerate(PEERS[name].settings)
     }
     systems = [build_peer(name, settings, label) for label, (name, settings) in candidates.items()]
     results = evaluate(rows, systems, roots, folder)
-    peers: dict[str, Any] = {name: {"trials": []} for name in PEERS}
+    peers: dict[str, Any] = {name: {"trials": []} for name in names}
     for label, (name, settings) in candidates.items():
         of_trial = [result for result in results if result["system"] == label]
         if any("error" in result for result in of_trial):
@@ -175,8 +176,9 @@ def tune(path: Path, rows: Sequence[Row], roots: Roots, folder: Path, manifest: 
         peers[name]["trials"].append(trial)
     for name, peer in peers.items():
         best = max(peer["trials"], key=lambda trial: float(trial["si_sdr_improvement"]))
-        peers[name] = {"settings": best["settings"], **peer}
-    write_json(path, {"manifest": manifest.name, "clips": len(rows), "peers": peers})
+        peers[name] = {"settings": best["settings"], "manifest": manifest.name, "clips": len(rows), **peer}
+    known = json.loads(path.read_text(encoding="utf-8"))["peers"] if path.exists() else {}
+    write_json(path, {"peers": known | peers})
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -190,7 +192,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=Model.dtype)
     parser.add_argument("--device", default=Model.device)
-    parser.add_argument("--tune", type=Path, metavar="FILE", help="choose the peers' settings and write them to FILE")
+    parser.add_argument(
+        "--tune",
+        type=Path,
+        metavar="FILE",
+        help="choose the settings of the peers among --systems and write them to FILE",
+    )
     return parser
 
 
@@ -203,13 +210,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--limit must be at least 1")
         rows = read_manifest(options.manifest, options.limit)
         folder = options.out / "clips"
-        if options.tune:
-            tune(options.tune, rows, roots, folder, options.manifest)
-            print(options.tune)
-            return 0
         names = [name.strip() for name in options.systems.split(",")]
         if unknown := set(names) - set(SYSTEMS):
             raise ValueError(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(SYSTEMS)}")
+        if options.tune:
+            peers = [name for name in names if name in PEERS]
+            tune(options.tune, peers, rows, roots, folder, options.manifest)
+            print(options.tune)
+            return 0
         systems, broken = [], {}
         for name in names:
             try:

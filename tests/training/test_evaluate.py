@@ -221,10 +221,13 @@ def test_tuning_takes_the_setting_with_the_best_si_sdr(
             return recording + (0.9 - share) * np.roll(recording, 1000, axis=-1)
 
     monkeypatch.setattr(evaluation, "PEERS", {"gate": Gate})
+    monkeypatch.setattr(evaluation, "SYSTEMS", ("gate",))
     monkeypatch.setitem(PEERS, "gate", Gate)  # type: ignore[arg-type]
     out = tmp_path / "peers.json"
     arguments = ["--manifest", str(manifest), "--data", str(data), "--out", str(tmp_path), "--limit", "4"]
-    assert main([*arguments, "--tune", str(out)]) == 0
+    out.write_text('{"peers": {"other": {"settings": {}}}}')
+    assert main([*arguments, "--systems", "gate", "--tune", str(out)]) == 0
+    assert json.loads(out.read_text())["peers"]["other"] == {"settings": {}}, "what was tuned before must stay"
     gate = json.loads(out.read_text())["peers"]["gate"]
     assert gate["settings"] == {"share": 0.9}
     assert gate["trials"][1]["si_sdr_improvement"] == pytest.approx(0.0, abs=1e-6)
