@@ -1,0 +1,310 @@
+"""Several recordings of one performance on one clock.
+
+    result = align(["front.wav", "balcony.flac", "bar.m4a"], sample_rate=44100)
+    for alignment in result.alignments:
+        print(alignment.name, alignment.offset_s, alignment.drift_ppm, alignment.polarity, alignment.confidence)
+    waveforms = result.waveforms()              # one (channels, samples) each, all on the reference's clock
+
+    alignment = align_pair(desk, audience, sample_rate=44100)          # two arrays
+    audience_on_the_desks_clock = alignment.apply(audience, desk.shape[-1])
+
+The search is coarse to fine: onset strength (`onsets`) is matched in segments (`matching`), lags are measured by
+GCC-PHAT in many windows and lines are laid through them (`lags`, `timing`), the recordings are read through a sinc
+resampler (`clock`). A recording is accepted if enough of its windows agree with its line to a quarter of a
+millisecond, which another performance, however similar, does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .clock import IDENTITY, Segment, blocks_on_reference_clock
+from .matching import best_path, find_candidates, without_path
+from .onsets import beat_chroma, estimate_quality, log_band_energies, onset_strength
+from .recording import Recording
+from .timing import Timing, refine
+
+logger = logging.getLogger(__name__)
+
+Source = np.ndarray | str | os.PathLike[str] | Recording
+
+# Share of agreeing windows from which a recording counts as one of the same performance. Chance gives about 0.1.
+MIN_CONFIDENCE = 0.3
+# At this share no better match is looked for.
+SURE_CONFIDENCE = 0.5
+NUM_PATHS = 2
+MIN_DURATION_S = 3.0
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a recording lies on the reference's clock.
+
+    Attributes:
+        name: the recording's name.
+        offset_s: reference time of the recording's first sample.
+        drift_ppm: how much faster the recording's clock runs than the reference's, in millionths.
+        polarity: 1, or -1 where the recording is inverted.
+        confidence: share of the measured windows that agree, 0 to 1.
+        accepted: whether the recording is used.
+        segments: stretches between jumps, each with its own line; empty where nothing was found.
+        window_times_s, window_lags_s, residuals_s: what the windows measured (on the recording's clock; reference
+            time minus recording time), and its distance from the line.
+        quality_db: see `onsets.estimate_quality`.
+        reason: why the recording is not used.
+        recording_rate, sample_rate: rates in Hz of the recording and of what `apply` returns.
+    """
+
+    name: str
+    offset_s: float
+    drift_ppm: float
+    polarity: int
+    confidence: float
+    accepted: bool
+    segments: tuple[Segment, ...]
+    recording_rate: float
+    sample_rate: float
+    window_times_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    window_lags_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    residuals_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    quality_db: float = 0.0
+    reason: str = ""
+
+    def apply(self, waveform: np.ndarray, length: int) -> np.ndarray:
+        """The recording on the reference's clock, with the reference's polarity; zeros where it recorded nothing.
+
+        Args:
+            waveform: the recording, `(samples)` or `(channels, samples)`, at its own rate.
+            length: samples to return, usually the reference's.
+
+        Returns:
+            float32 `(length)` or `(channels, length)` at `sample_rate`.
+        """
+        recording = Recording(waveform, self.recording_rate, self.name)
+        aligned = np.concatenate(list(self.blocks(recording, length)), axis=-1)
+        return aligned[0] if np.ndim(waveform) == 1 else aligned
+
+    def blocks(self, recording: Recording, length: int) -> Iterator[np.ndarray]:
+        """What `apply` returns, in pieces `(channels, samples)` of some seconds, for files of any length."""
+        for block in blocks_on_reference_clock(recording, self.segments, length, self.sample_rate):
+            yield self.polarity * block
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON; times in seconds."""
+        jumps = [
+            {
+                "at_s": right.start_s,
+                "by_s": float(right.to_reference(right.start_s)) - float(left.to_reference(left.end_s)),
+            }
+            for left, right in zip(self.segments, self.segments[1:], strict=False)
+        ]
+        columns = zip(self.window_times_s, self.window_lags_s, self.residuals_s, strict=True)
+        return {
+            "name": self.name,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "offset_s": self.offset_s,
+            "drift_ppm": self.drift_ppm,
+            "polarity": self.polarity,
+            "confidence": self.confidence,
+            "quality_db": self.quality_db,
+            "residual_ms": 1e3 * float(np.median(np.abs(self.residuals_s))) if len(self.residuals_s) else None,
+            "segments": [vars(segment) for segment in self.segments],
+            "jumps": jumps,
+            "windows": [
+                {"time_s": float(time), "lag_s": float(lag), "residual_ms": 1e3 * float(residual)}
+                for time, lag, residual in columns
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """All recordings' alignments, in the order given; the reference's is the identity.
+
+    Attributes:
+        reference: index of the recording whose clock and time span count.
+        num_samples: the reference's length at `sample_rate`.
+    """
+
+    alignments: tuple[Alignment, ...]
+    recordings: tuple[Recording, ...]
+    reference: int
+    num_samples: int
+    sample_rate: float
+
+    @property
+    def accepted(self) -> list[int]:
+        """Indices of the recordings that are used, the reference first, then by falling quality."""
+        others = [index for index, each in enumerate(self.alignments) if each.accepted and index != self.reference]
+        return [self.reference, *sorted(others, key=lambda index: -self.alignments[index].quality_db)]
+
+    def blocks(self, index: int) -> Iterator[np.ndarray]:
+        """A recording on the reference's clock, in pieces `(channels, samples)`."""
+        return self.alignments[index].blocks(self.recordings[index], self.num_samples)
+
+    def waveforms(self) -> list[np.ndarray]:
+        """The accepted recordings on the reference's clock, `(channels, samples)` each, in the order of `accepted`."""
+        return [np.concatenate(list(self.blocks(index)), axis=-1) for index in self.accepted]
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        return {
+            "reference": self.alignments[self.reference].name,
+            "sample_rate": self.sample_rate,
+            "duration_s": self.num_samples / self.sample_rate,
+            "recordings": [alignment.report() for alignment in self.alignments],
+        }
+
+
+def align(
+    recordings: Sequence[Source], sample_rate: float, reference: int | None = None, force: bool = False
+) -> AlignmentResult:
+    """Puts recordings of one performance on one clock.
+
+    Args:
+        recordings: files, or arrays `(samples)` or `(channels, samples)` at `sample_rate`, or `Recording`s.
+        sample_rate: rate in Hz of what the result returns.
+        reference: index of the recording that sets the clock; the one of the best estimated quality if None.
+        force: use recordings of low confidence as well.
+
+    Raises:
+        ValueError: fewer than two recordings can be used; the message names each with the reason.
+    """
+    takes = tuple(_as_recording(source, sample_rate, index) for index, source in enumerate(recordings))
+    if len(takes) < 2:
+        raise ValueError(f"alignment needs at least two recordings, got {len(takes)}")
+    if reference is not None and not 0 <= reference < len(takes):
+        raise ValueError(f"reference {reference} does not exist: choose 0 to {len(takes) - 1}")
+    surveys = [_survey(take) for take in takes]
+    if reference is not None and surveys[reference].fault:
+        raise ValueError(f"{takes[reference].name} cannot be the reference: it {surveys[reference].fault}")
+    usable = [index for index, survey in enumerate(surveys) if not survey.fault]
+    usable.sort(key=lambda index: -surveys[index].quality_db)
+
+    # The best one may be of another night: then the next best that any other agrees with is the reference.
+    chosen, alignments = -1, tuple(_unusable(*pair, sample_rate) for pair in zip(takes, surveys, strict=True))
+    for candidate in usable if reference is None else [reference]:
+        attempt = tuple(_place(takes, surveys, candidate, index, sample_rate, force) for index in range(len(takes)))
+        if chosen < 0 or sum(each.accepted for each in attempt) >= 2:
+            chosen, alignments = candidate, attempt
+        if sum(each.accepted for each in alignments) >= 2:
+            break
+    refused = [each for each in alignments if not each.accepted]
+    if len(takes) - len(refused) < 2:
+        reasons = "; ".join(f"{each.name} {each.reason}" for each in refused)
+        raise ValueError(f"fewer than two recordings can be aligned: {reasons}")
+    for each in refused:
+        logger.warning("%s is left out: it %s", each.name, each.reason)
+    num_samples = int(np.ceil(takes[chosen].duration_s * sample_rate))
+    return AlignmentResult(alignments, takes, chosen, num_samples, sample_rate)
+
+
+def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float, force: bool = False) -> Alignment:
+    """Puts one recording on the clock of another, both in memory.
+
+    Args:
+        reference, recording: `(samples)` or `(channels, samples)` at `sample_rate`, of different lengths.
+
+    Raises:
+        ValueError: one of them is silent or shorter than three seconds, or they are not of the same performance.
+    """
+    return align([reference, recording], sample_rate, reference=0, force=force).alignments[1]
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one look at a recording tells: its bands' energies and its quality, or why it cannot be used."""
+
+    energies: np.ndarray
+    quality_db: float
+    fault: str = ""
+
+
+def _as_recording(source: Source, sample_rate: float, index: int) -> Recording:
+    if isinstance(source, Recording):
+        return source
+    return Recording(source, sample_rate, f"recording {index}" if isinstance(source, np.ndarray) else "")
+
+
+def _survey(take: Recording) -> _Survey:
+    if take.duration_s < MIN_DURATION_S:
+        return _Survey(np.empty((0, 0)), -np.inf, f"is shorter than {MIN_DURATION_S:.0f} s")
+    if take.is_silent:
+        return _Survey(np.empty((0, 0)), -np.inf, "is silent")
+    energies = log_band_energies(take)
+    return _Survey(energies, estimate_quality(energies))
+
+
+def _unusable(take: Recording, survey: _Survey, sample_rate: float) -> Alignment:
+    return Alignment(take.name, 0.0, 0.0, 1, 0.0, False, (), take.sample_rate, sample_rate, reason=survey.fault)
+
+
+def _place(
+    takes: Sequence[Recording], surveys: Sequence[_Survey], reference: int, index: int, sample_rate: float, force: bool
+) -> Alignment:
+    """The alignment of one recording with the reference, judged."""
+    take, survey = takes[index], surveys[index]
+    alignment = _unusable(take, survey, sample_rate)
+    if survey.fault:
+        return alignment
+    alignment = replace(alignment, quality_db=survey.quality_db)
+    if index == reference:
+        identity = replace(IDENTITY, end_s=take.duration_s)
+        return replace(alignment, confidence=1.0, accepted=True, segments=(identity,))
+    timing = _search(takes[reference], take, surveys[reference].energies, survey.energies, sample_rate)
+    if timing is None:
+        return replace(alignment, reason=f"has no overlap with {takes[reference].name} that could be found")
+    accepted = force or timing.confidence >= MIN_CONFIDENCE
+    doubt = (
+        f"does not seem to be of the same performance as {takes[reference].name} "
+        f"(confidence {timing.confidence:.2f}, needs {MIN_CONFIDENCE})"
+    )
+    longest = max(timing.segments, key=lambda segment: segment.end_s - segment.start_s)
+    return replace(
+        alignment,
+        offset_s=timing.segments[0].offset_s,
+        drift_ppm=longest.drift_ppm,
+        polarity=timing.polarity,
+        confidence=timing.confidence,
+        accepted=accepted,
+        segments=timing.segments,
+        window_times_s=timing.windows.times_s,
+        window_lags_s=timing.windows.lags_s,
+        residuals_s=timing.residuals_s,
+        reason="" if accepted else doubt,
+    )
+
+
+def _search(
+    reference: Recording,
+    take: Recording,
+    reference_energies: np.ndarray,
+    energies: np.ndarray,
+    sample_rate: float,
+) -> Timing | None:
+    """The most confident of the coarse search's ideas: by onsets, then by chroma, each with a second best path."""
+    best: Timing | None = None
+    onsets = [onset_strength(each) for each in (reference_energies, energies)]
+    for describe in (None, beat_chroma):
+        if describe is None:
+            features = onsets
+        else:
+            features = [describe(*pair) for pair in zip((reference, take), onsets, strict=True)]
+        candidates = find_candidates(*features)
+        for _ in range(NUM_PATHS):
+            runs = best_path(candidates)
+            timing = refine(reference, take, runs, sample_rate) if runs else None
+            if timing is not None and (best is None or timing.confidence > best.confidence):
+                best = timing
+            if best is not None and best.confidence >= SURE_CONFIDENCE:
+                return best
+            candidates = without_path(candidates, runs)
+    return best

@@ -1,0 +1,255 @@
+"""The fine measurement: how the lag between two recordings changes, from correlations in many windows.
+
+In a hall the direct sound is rarely the highest peak of a window's cross-correlation; at the back of it a window shows
+nothing but echoes. The pattern of echoes, however, is the same in every window, as nothing in the room moves: so the
+windows are compared with one another, each with the sum of those before it. What an own recording of another
+performance lacks is exactly such a pattern that stays.
+
+The correlations are GCC-PHAT: Knapp and Carter, "The generalized correlation method for estimation of time delay",
+1976.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from scipy.signal.windows import tukey
+
+from .clock import IDENTITY, Segment, read_on_reference_clock
+from .matching import parabolic_peak
+from .recording import Recording
+
+# Correlations are made at this rate: above, crowd and codecs leave little that two recordings share.
+RATE = 22050.0
+LOWEST_HZ = 100.0
+# Until the drift is known, windows are blurred by it: higher frequencies would only add noise to the search.
+DRIFT_TOP_HZ = 5000.0
+# How far from the expected lag a window is looked for, and how far it must stick out there, in standard deviations.
+TRACK_REACH_S, MIN_SCORE = 0.02, 5.0
+# Windows that start the pattern.
+SEED_WINDOWS = 8
+# A match is interpolated to this many points a sample before the parabola.
+OVERSAMPLING = 4
+# A second line must explain this many windows more than the first alone before a jump is believed.
+JUMP_WINDOWS = 4
+# Lines that a robust fit tries: all pairs of a few dozen windows, a seeded choice of more.
+NUM_TRIALS = 3000
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the windows say, an entry each.
+
+    Attributes:
+        times_s: centres on the recording's clock.
+        lags_s: reference time minus recording time of the same event.
+        scores: how far the match stands out, in standard deviations.
+    """
+
+    times_s: np.ndarray
+    lags_s: np.ndarray
+    scores: np.ndarray
+
+    def __getitem__(self, index: np.ndarray | slice) -> Windows:
+        return Windows(self.times_s[index], self.lags_s[index], self.scores[index])
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Cross-correlations of windows around a segment's line, unit energy each.
+
+    Attributes:
+        times_s: centres of the windows on the recording's clock.
+        spectra: `(windows, bins)`, the correlations' spectra, cut to `reach_s` on either side of lag 0.
+        size: length of the transform; lag k is sample k, negative lags wrap around.
+        reach_s: half their width.
+    """
+
+    times_s: np.ndarray
+    spectra: np.ndarray
+    size: int
+    reach_s: float
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        return scipy.fft.rfftfreq(self.size, 1 / RATE)
+
+    def advanced(self, delays_s: np.ndarray) -> Correlations:
+        """The same windows with peaks `delays_s` (one each) earlier."""
+        turns = np.exp(2j * np.pi * self.frequencies * np.asarray(delays_s)[:, None])
+        return Correlations(self.times_s, (self.spectra * turns).astype(np.complex64), self.size, self.reach_s)
+
+
+def correlate_windows(
+    reference: Recording, recording: Recording, segment: Segment, times_s: np.ndarray, window_s: float, reach_s: float
+) -> Correlations:
+    """GCC-PHAT of both recordings around a segment's line, in windows centred at `times_s` on the recording's clock.
+
+    Windows in which one of them is silent are left out.
+    """
+    length, reach = int(window_s * RATE), int(reach_s * RATE)
+    size, out_size = (2 * scipy.fft.next_fast_len(samples, real=True) for samples in (length, 2 * reach))
+    taper = tukey(length, 0.2).astype(np.float32)
+    frequencies = scipy.fft.rfftfreq(size, 1 / RATE)
+    top_hz = 0.45 * min(reference.sample_rate, recording.sample_rate, RATE)
+    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz)
+    times, spectra = [], []
+    for time_s in times_s:
+        start = int(round(float(segment.to_reference(time_s)) * RATE)) - length // 2
+        near, far = (
+            scipy.fft.rfft(read_on_reference_clock(take, clock, start, start + length, RATE, mono=True) * taper, size)
+            for take, clock in ((reference, IDENTITY), (recording, segment))
+        )
+        cross = far * near.conj()
+        magnitude = np.abs(cross)
+        floor = 1e-12 * float(magnitude.max())
+        if floor <= 0:
+            continue
+        correlation = scipy.fft.irfft(np.where(band, cross / np.maximum(magnitude, floor), 0), size)
+        cut = np.concatenate([correlation[: reach + 1], np.zeros(out_size - 2 * reach - 1), correlation[-reach:]])
+        times.append(float(segment.to_recording((start + length / 2) / RATE)))
+        spectra.append(scipy.fft.rfft(cut / np.linalg.norm(cut)).astype(np.complex64))
+    table = np.array(spectra).reshape(len(times), out_size // 2 + 1)
+    return Correlations(np.array(times), table, out_size, reach_s)
+
+
+def find_drift(correlations: Correlations, reach: float) -> float:
+    """The slope of delay against time, within `reach`, at which the windows' patterns add up to most energy."""
+    frequencies = correlations.frequencies
+    used = (frequencies > LOWEST_HZ) & (frequencies < DRIFT_TOP_HZ)
+    times = correlations.times_s - correlations.times_s.mean()
+    # Between two slopes no window turns by more than an eighth of a period.
+    step = 0.25 / (DRIFT_TOP_HZ * max(float(np.ptp(times)), 1.0))
+    slopes = step * np.arange(-int(np.ceil(reach / step)), int(np.ceil(reach / step)) + 1)
+    turns = 2j * np.pi * times[:, None] * frequencies[used]
+    turned, advance = correlations.spectra[:, used] * np.exp(turns * slopes[0]), np.exp(turns * step)
+    energies = np.empty(len(slopes))
+    for index in range(len(slopes)):
+        energies[index] = np.sum(np.abs(turned.sum(axis=0)) ** 2)
+        turned *= advance
+    return float(slopes[np.argmax(energies)])
+
+
+def track(correlations: Correlations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Follows the pattern through the windows, forwards and backwards from where it shows best.
+
+    Every window is matched with the sum of those already placed, so that a jump moves all windows beyond it.
+
+    Returns:
+        Delay in seconds of every window, its score, and the pattern's spectrum `(bins)`.
+    """
+    spectra = correlations.spectra
+    count, frequencies = len(spectra), correlations.frequencies
+    block = min(SEED_WINDOWS, count)
+    sums = [np.sum(np.abs(spectra[first : first + block].sum(axis=0)) ** 2) for first in range(count - block + 1)]
+    first = int(np.argmax(sums))
+    seed = range(first, first + block)
+    pattern = spectra[first : first + block].sum(axis=0)
+    delays, scores = np.zeros(count), np.zeros(count)
+    for index in seed:
+        delays[index], scores[index] = match(spectra[index], pattern - spectra[index], correlations.size)
+    for index in (*range(seed.stop, count), *reversed(range(first))):
+        delays[index], scores[index] = match(spectra[index], pattern, correlations.size)
+        if scores[index] >= MIN_SCORE:
+            pattern = pattern + spectra[index] * np.exp(2j * np.pi * frequencies * delays[index])
+    return delays, scores, pattern
+
+
+def match(spectrum: np.ndarray, pattern: np.ndarray, size: int) -> tuple[float, float]:
+    """Delay in seconds of a correlation against a pattern, and how far the match stands out of its surroundings."""
+    values = likeness(spectrum, pattern, size, TRACK_REACH_S)
+    peak = int(np.argmax(values))
+    deviation = 1.4826 * float(np.median(np.abs(values))) or 1.0
+    delay = (peak + parabolic_peak(values, peak) - len(values) // 2) / (RATE * OVERSAMPLING)
+    return delay, float(values[peak]) / deviation
+
+
+def likeness(spectrum: np.ndarray, pattern: np.ndarray, size: int, reach_s: float) -> np.ndarray:
+    """Correlation of a window's correlation with a pattern at delays within `reach_s`, interpolated; (odd number)."""
+    fine = np.zeros(size * OVERSAMPLING // 2 + 1, dtype=np.complex64)
+    fine[: len(spectrum)] = spectrum * pattern.conj()
+    values = scipy.fft.irfft(fine, size * OVERSAMPLING)
+    reach = int(reach_s * RATE * OVERSAMPLING)
+    return np.concatenate([values[-reach:], values[: reach + 1]])
+
+
+def highest_lag(pattern: np.ndarray, size: int, reach_s: float) -> float:
+    """Lag in seconds of a pattern's highest peak, of either sign."""
+    values = scipy.fft.irfft(pattern, size)
+    reach = int(reach_s * RATE)
+    return (int(np.argmax(np.abs(np.concatenate([values[-reach:], values[: reach + 1]])))) - reach) / RATE
+
+
+@dataclass(frozen=True)
+class Line:
+    """`lag = offset_s + slope * recording time`, and which windows lie on it."""
+
+    offset_s: float
+    slope: float
+    inliers: np.ndarray
+
+    def residuals(self, windows: Windows) -> np.ndarray:
+        return windows.lags_s - self.offset_s - self.slope * windows.times_s
+
+
+def fit_line(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> Line:
+    """The line that most windows agree on, by their scores (MSAC over pairs, then least squares on the inliers).
+
+    Args:
+        tolerance_s: how far from the line a window may lie and still count.
+        slope, slope_reach: what the slope is expected to be, and how far it may differ.
+    """
+    times, lags, weights = windows.times_s, windows.lags_s, windows.scores
+    first, second = np.triu_indices(len(times), 1)
+    if len(first) > NUM_TRIALS:
+        chosen = np.random.default_rng(0).choice(len(first), NUM_TRIALS, replace=False)
+        first, second = first[chosen], second[chosen]
+    slopes = (lags[second] - lags[first]) / (times[second] - times[first])
+    possible = np.abs(slopes - slope) <= slope_reach
+    # Lines of the expected slope through single windows are tried as well.
+    slopes = np.concatenate([np.full(len(times), slope), slopes[possible]])
+    offsets = np.concatenate([lags, lags[first[possible]]]) - slopes * np.concatenate([times, times[first[possible]]])
+    misses = (
+        np.abs(lags - offset - slope * times) / tolerance_s for offset, slope in zip(offsets, slopes, strict=True)
+    )
+    scores = [np.clip(1 - miss**2, 0, None) @ weights for miss in misses]
+    best = int(np.argmax(scores))
+    slope, offset = float(slopes[best]), float(offsets[best])
+    inliers = np.abs(lags - offset - slope * times) <= tolerance_s
+    if np.count_nonzero(inliers) > 2:
+        slope, offset = np.polyfit(times[inliers], lags[inliers], 1, w=np.sqrt(weights[inliers])).tolist()
+        inliers = np.abs(lags - offset - slope * times) <= tolerance_s
+    return Line(offset, slope, inliers)
+
+
+def split_lines(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> list[tuple[slice, Line]]:
+    """One line, or several where the windows before and after a jump agree on different ones.
+
+    Returns:
+        Lines in order of time, with the windows that were given to each.
+    """
+    whole = fit_line(windows, tolerance_s, slope, slope_reach)
+    outliers = windows[~whole.inliers]
+    if len(outliers) >= JUMP_WINDOWS:
+        other = fit_line(outliers, tolerance_s, slope, slope_reach)
+        agrees = np.abs(other.residuals(windows)) <= tolerance_s
+        # Windows explained if one line holds up to a split and the other from there on, for every split.
+        before, after = (
+            np.concatenate([[0], np.cumsum(first)]) + np.concatenate([np.cumsum(second[::-1])[::-1], [0]])
+            for first, second in ((whole.inliers, agrees), (agrees, whole.inliers))
+        )
+        split = int(np.argmax(np.maximum(before, after)))
+        gain = max(before[split], after[split]) - whole.inliers.sum()
+        if min(split, len(windows) - split) >= JUMP_WINDOWS and gain >= max(JUMP_WINDOWS, 0.05 * len(windows)):
+            left, right = (
+                split_lines(windows[part], tolerance_s, slope, slope_reach)
+                for part in (slice(0, split), slice(split, len(windows)))
+            )
+            moved = [(slice(part.start + split, part.stop + split), line) for part, line in right]
+            return [*left, *moved]
+    return [(slice(0, len(windows)), whole)]

@@ -1,0 +1,108 @@
+"""One take, read a piece at a time: what alignment needs of a file or an array."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+# Silence: nothing in the file above this level. -90 dBFS is the dither of a 16-bit file.
+SILENCE_PEAK = 10 ** (-90 / 20)
+# Pieces that are looked at to see how the channels of a stereo take relate.
+NUM_PROBES, PROBE_S = 32, 2.0
+
+
+class Recording:
+    """A mono or stereo take of any length and rate; a file stays on disk and is read where it is asked for.
+
+    Args:
+        source: path of an audio file, or an array `(samples)` or `(channels, samples)`.
+        sample_rate: rate of the array in Hz; a file brings its own.
+        name: how messages call the take; the file's name where there is one.
+
+    Raises:
+        ValueError: not audio, no samples, more than two channels; when read, samples that are not finite.
+    """
+
+    def __init__(self, source: np.ndarray | str | os.PathLike[str], sample_rate: float = 0.0, name: str = ""):
+        self._array: np.ndarray | None = None
+        self._file: soundfile.SoundFile | None = None
+        if isinstance(source, (str, os.PathLike)):
+            self.path: Path | None = Path(source)
+            self.name = name or self.path.name
+            try:
+                self._file = soundfile.SoundFile(self.path)
+            except (soundfile.LibsndfileError, OSError) as error:
+                raise ValueError(f"{self.name}: cannot be read as audio ({error})") from error
+            weakref.finalize(self, self._file.close)
+            self.sample_rate = float(self._file.samplerate)
+            self.num_channels, self.num_samples = self._file.channels, self._file.frames
+        else:
+            self.path, self.name = None, name or "recording"
+            array = np.atleast_2d(np.asarray(source))
+            if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+                raise ValueError(f"{self.name}: expected floats of shape (samples) or (channels, samples)")
+            if sample_rate <= 0:
+                raise ValueError(f"{self.name}: an array needs its sample_rate in Hz, got {sample_rate}")
+            self._array, self.sample_rate = array, float(sample_rate)
+            self.num_channels, self.num_samples = array.shape
+        if self.num_samples == 0:
+            raise ValueError(f"{self.name}: is empty")
+        if self.num_channels > 2:
+            raise ValueError(f"{self.name}: has {self.num_channels} channels; only mono and stereo can be aligned")
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples `[start, stop)` as float32 `(channels, stop - start)`; zeros where the take has none."""
+        out = np.zeros((self.num_channels, stop - start), dtype=np.float32)
+        first, last = max(start, 0), min(stop, self.num_samples)
+        if first >= last:
+            return out
+        if self._array is not None:
+            piece = self._array[:, first:last]
+        else:
+            assert self._file is not None
+            if self._file.tell() != first:
+                self._file.seek(first)
+            piece = self._file.read(last - first, dtype="float32", always_2d=True).T
+        if not np.isfinite(piece).all():
+            raise ValueError(f"{self.name}: holds NaN or infinite samples near {first / self.sample_rate:.1f} s")
+        out[:, first - start : first - start + piece.shape[1]] = piece
+        return out
+
+    def mono(self, start: int, stop: int) -> np.ndarray:
+        """One channel `(stop - start)` to compare with: the sum of both, or their difference where they oppose."""
+        return self._mix_weights @ self.read(start, stop)
+
+    def blocks(self, seconds: float) -> Iterator[tuple[int, int]]:
+        """Bounds of consecutive pieces of about `seconds`."""
+        size = max(int(seconds * self.sample_rate), 1)
+        for start in range(0, self.num_samples, size):
+            yield start, min(start + size, self.num_samples)
+
+    @cached_property
+    def is_silent(self) -> bool:
+        """Whether no sample rises above -90 dBFS."""
+        return all(np.abs(self.read(*block)).max() < SILENCE_PEAK for block in (*self._probes, *self.blocks(30.0)))
+
+    @property
+    def _probes(self) -> list[tuple[int, int]]:
+        length = min(int(PROBE_S * self.sample_rate), self.num_samples)
+        starts = np.unique(np.linspace(0, self.num_samples - length, NUM_PROBES).astype(int))
+        return [(int(start), int(start) + length) for start in starts]
+
+    @cached_property
+    def _mix_weights(self) -> np.ndarray:
+        if self.num_channels == 1:
+            return np.ones(1, dtype=np.float32)
+        # A pair wired in anti-phase would vanish in a plain sum.
+        opposed = sum(float(np.prod(self.read(*bounds), axis=0).sum()) for bounds in self._probes) < 0
+        return np.array([0.5, -0.5 if opposed else 0.5], dtype=np.float32)

@@ -1,0 +1,279 @@
+"""From a coarse match to clocks: lines of lag against time, the jumps between them, polarity, and a confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .clock import Segment
+from .direct import direct_delay
+from .lags import (
+    Correlations,
+    Windows,
+    correlate_windows,
+    find_drift,
+    highest_lag,
+    likeness,
+    split_lines,
+    track,
+)
+from .matching import LAG_TOLERANCE_S, MAX_DRIFT, Run
+from .recording import Recording
+
+# First pass: windows short enough that an unknown drift blurs them little, and as wide as the coarse search errs.
+ROUGH_WINDOW_S, ROUGH_REACH_S, ROUGH_TOLERANCE_S, ROUGH_WINDOWS = 1.5, 0.15, 5e-4, 40
+# Second pass, on nearly equal clocks. A window agrees if it lies within the tolerance of the line; it is looked for in
+# eighty times as much, so that windows of different performances agree by chance in little more than 1 %.
+FINE_WINDOW_S, FINE_REACH_S, FINE_TOLERANCE_S, FINE_WINDOWS = 4.0, 0.1, 2.5e-4, 100
+# Third pass: as much as can be had is summed; the direct sound lies this near to the pattern's highest peak.
+DIRECT_WINDOW_S, DIRECT_REACH_S = 6.0, 0.05
+MIN_WINDOWS = 10
+# The first pass leaves the drift off by a few of its tolerances over the length; clocks wander by a few millionths.
+DRIFT_REACH_S, DRIFT_WANDER = 2e-3, 2e-6
+# Two lines nearer than this are one stretch: the coarse search takes an echo for a jump. The second pass sees more.
+MERGE_S = 0.05
+# Of a stretch's windows, the share that must agree lest it is taken for a mistake of the coarse search.
+MIN_AGREEMENT = 0.1
+# A stretch shorter than this takes its drift from the longest: a recorder has one clock.
+OWN_DRIFT_S = 120.0
+JUMP_WINDOW_S, JUMP_REACH_S, JUMP_WINDOWS = 0.75, 1e-3, 41
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The measured relation of a recording's clock to the reference's.
+
+    Attributes:
+        segments: the recording's stretches in order; the first begins at 0, the last ends with the recording.
+        polarity: 1, or -1 where the recording is inverted.
+        confidence: share of the windows that agree with the segments, 0 to 1.
+        windows: what was measured; `residuals_s` are their distances from the segments' lines.
+    """
+
+    segments: tuple[Segment, ...]
+    polarity: int
+    confidence: float
+    windows: Windows
+    residuals_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """What windows show along one line: the line, the windows with those that agree, and their pattern's spectrum.
+
+    The line leads through the pattern's lag 0, the direct sound comes `direct_s` later.
+    """
+
+    segment: Segment
+    windows: Windows
+    inliers: np.ndarray
+    pattern: np.ndarray
+    direct_s: float = 0.0
+
+    @property
+    def residuals_s(self) -> np.ndarray:
+        times = self.windows.times_s
+        return self.windows.lags_s - (np.asarray(self.segment.to_reference(times)) - times)
+
+
+def refine(reference: Recording, recording: Recording, runs: list[Run], sample_rate: float) -> Timing | None:
+    """Measures a coarse match in many windows; None where reference and recording do not overlap enough to tell.
+
+    Args:
+        sample_rate: rate in Hz at which the direct sound's arrival is measured.
+    """
+    coarse = _cover([segment_of(run.offset_s, run.slope, run.start_s, run.end_s) for run in runs], recording)
+    rough = [part for segment in coarse for part in _rough_pass(reference, recording, segment)]
+    if not rough:
+        return None
+    believed = [(segment, share) for segment, share in rough if share >= MIN_AGREEMENT]
+    segments = [segment for segment, _ in believed or [max(rough, key=lambda part: part[1])]]
+    covering = _cover(_merge(segments), recording)
+    total_s = sum(segment.end_s - segment.start_s for segment in covering)
+    stretches: list[_Stretch] = []
+    signed_heights = 0.0
+    for segment in covering:
+        share = (segment.end_s - segment.start_s) / total_s
+        found = _fine_pass(reference, recording, segment, max(int(share * FINE_WINDOWS), MIN_WINDOWS))
+        if found:
+            direct_s, height = _find_direct_sound(reference, recording, found, sample_rate)
+            stretches += [replace(stretch, direct_s=direct_s) for stretch in found]
+            signed_heights += height * sum(len(stretch.windows) for stretch in found)
+    if not stretches:
+        return None
+    stretches = _place_jumps(reference, recording, _one_clock(stretches))
+    return Timing(
+        segments=tuple(
+            replace(stretch.segment, offset_s=stretch.segment.offset_s - stretch.direct_s) for stretch in stretches
+        ),
+        polarity=1 if signed_heights >= 0 else -1,
+        confidence=agreement(np.concatenate([stretch.inliers for stretch in stretches]), len(stretches)),
+        windows=Windows(
+            np.concatenate([stretch.windows.times_s for stretch in stretches]),
+            np.concatenate([stretch.windows.lags_s - stretch.direct_s for stretch in stretches]),
+            np.concatenate([stretch.windows.scores for stretch in stretches]),
+        ),
+        residuals_s=np.concatenate([stretch.residuals_s for stretch in stretches]),
+    )
+
+
+def segment_of(offset_s: float, slope: float, start_s: float, end_s: float) -> Segment:
+    """The segment of a line `lag = offset_s + slope * recording time`."""
+    return Segment(start_s, end_s, offset_s, (1 / (1 + slope) - 1) * 1e6)
+
+
+def slope_of(segment: Segment) -> float:
+    return 1 / segment.rate - 1
+
+
+def agreement(inliers: np.ndarray, num_lines: int = 1) -> float:
+    """Share of windows that agree beyond the two that any line can be laid through."""
+    free = 2 * num_lines
+    return max(0.0, float(inliers.sum() - free) / (len(inliers) - free)) if len(inliers) > free else 0.0
+
+
+def _cover(segments: list[Segment], recording: Recording) -> list[Segment]:
+    """The same lines, their bounds moved so that together they cover the recording."""
+    segments = sorted(segments, key=lambda segment: segment.start_s)
+    borders = [(left.end_s + right.start_s) / 2 for left, right in zip(segments, segments[1:], strict=False)]
+    edges = [0.0, *borders, recording.duration_s]
+    return [
+        replace(segment, start_s=start, end_s=end)
+        for segment, start, end in zip(segments, edges, edges[1:], strict=False)
+    ]
+
+
+def _merge(segments: list[Segment]) -> list[Segment]:
+    """Neighbours that lie on one line become one: the coarse search had strayed in between."""
+    merged = segments[:1]
+    for segment in segments[1:]:
+        last = merged[-1]
+        middle = (last.end_s + segment.start_s) / 2
+        if abs(float(last.to_reference(middle)) - float(segment.to_reference(middle))) < MERGE_S:
+            longer = max(last, segment, key=lambda part: part.end_s - part.start_s)
+            merged[-1] = replace(longer, start_s=last.start_s, end_s=segment.end_s)
+        else:
+            merged.append(segment)
+    return merged
+
+
+def _centres(
+    reference: Recording, recording: Recording, segment: Segment, window_s: float, limit: int
+) -> tuple[np.ndarray, float]:
+    """Centres of windows where both recorded, on the recording's clock, and the length that fits in."""
+    start = max(segment.start_s, 0.0, float(segment.to_recording(0.0)))
+    end = min(segment.end_s, recording.duration_s, float(segment.to_recording(reference.duration_s)))
+    if end - start < 1.0:
+        return np.empty(0), window_s
+    window_s = min(window_s, (end - start) / MIN_WINDOWS)
+    count = int(np.clip((end - start) / window_s, MIN_WINDOWS, limit))
+    return np.linspace(start + window_s / 2, end - window_s / 2, count), window_s
+
+
+def _rough_pass(reference: Recording, recording: Recording, segment: Segment) -> list[tuple[Segment, float]]:
+    """The lines in a coarse stretch, led through the pattern's highest peak, and the share of windows on each."""
+    centres, window_s = _centres(reference, recording, segment, ROUGH_WINDOW_S, ROUGH_WINDOWS)
+    correlations = correlate_windows(reference, recording, segment, centres, window_s, ROUGH_REACH_S)
+    if len(correlations.times_s) < MIN_WINDOWS:
+        return []
+    # A coarse slope is off by what its lags scatter over its length, or unknown.
+    known = segment.drift_ppm != 0.0
+    reach = min(MAX_DRIFT, 3 * LAG_TOLERANCE_S / float(np.ptp(centres))) if known else MAX_DRIFT
+    drift = find_drift(correlations, reach)
+    middle = float(correlations.times_s.mean())
+    slope = slope_of(segment) - drift
+    offset_s = float(segment.to_reference(middle)) - middle - slope * middle
+    turned = segment_of(offset_s, slope, segment.start_s, segment.end_s)
+    correlations = correlations.advanced(drift * (correlations.times_s - middle))
+    stretches = _follow(correlations, turned, ROUGH_TOLERANCE_S)
+    peak_s = highest_lag(stretches[0].pattern, correlations.size, ROUGH_REACH_S)
+    return [
+        (replace(stretch.segment, offset_s=stretch.segment.offset_s - peak_s), agreement(stretch.inliers))
+        for stretch in stretches
+    ]
+
+
+def _fine_pass(reference: Recording, recording: Recording, segment: Segment, limit: int) -> list[_Stretch]:
+    centres, window_s = _centres(reference, recording, segment, FINE_WINDOW_S, limit)
+    correlations = correlate_windows(reference, recording, segment, centres, window_s, FINE_REACH_S)
+    if len(correlations.times_s) < MIN_WINDOWS:
+        return []
+    return _follow(correlations, segment, FINE_TOLERANCE_S)
+
+
+def _follow(correlations: Correlations, segment: Segment, tolerance_s: float) -> list[_Stretch]:
+    """The lines along which the windows' pattern moves."""
+    delays, scores, pattern = track(correlations)
+    times = correlations.times_s
+    windows = Windows(times, np.asarray(segment.to_reference(times)) - times - delays, np.maximum(scores, 1e-3))
+    stretches = []
+    slope_reach = DRIFT_REACH_S / max(float(np.ptp(times)), 1.0) + DRIFT_WANDER
+    for part, line in split_lines(windows, tolerance_s, slope_of(segment), slope_reach):
+        mine = windows[part]
+        bounds = float(mine.times_s[0]), float(mine.times_s[-1])
+        stretches.append(_Stretch(segment_of(line.offset_s, line.slope, *bounds), mine, line.inliers, pattern))
+    return stretches
+
+
+def _find_direct_sound(
+    reference: Recording, recording: Recording, stretches: list[_Stretch], sample_rate: float
+) -> tuple[float, float]:
+    """Delay and signed height of the direct sound against lines that share a pattern, from their agreeing windows."""
+    windows = [
+        (stretch.segment, float(time_s))
+        for stretch in stretches
+        for time_s in stretch.windows.times_s[stretch.inliers]
+    ]
+    longest_s = max(stretch.segment.end_s - stretch.segment.start_s for stretch in stretches)
+    window_s = min(DIRECT_WINDOW_S, longest_s / 2)
+    return direct_delay(reference, recording, windows, sample_rate, window_s, DIRECT_REACH_S)
+
+
+def _one_clock(stretches: list[_Stretch]) -> list[_Stretch]:
+    """Short stretches with the drift of the longest, turned about their middle: a recorder has one clock."""
+    longest = max((stretch.segment for stretch in stretches), key=lambda segment: segment.end_s - segment.start_s)
+    unified = []
+    for stretch in stretches:
+        segment = stretch.segment
+        if segment.end_s - segment.start_s < OWN_DRIFT_S and segment is not longest:
+            middle = (segment.start_s + segment.end_s) / 2
+            offset_s = float(segment.to_reference(middle)) - middle / longest.rate
+            segment = replace(segment, offset_s=offset_s, drift_ppm=longest.drift_ppm)
+        unified.append(replace(stretch, segment=segment))
+    return unified
+
+
+def _place_jumps(reference: Recording, recording: Recording, stretches: list[_Stretch]) -> list[_Stretch]:
+    """Segments that cover the recording, every jump put where short windows change sides."""
+    edges = [0.0]
+    for left, right in zip(stretches, stretches[1:], strict=False):
+        low, high = left.segment.end_s, right.segment.start_s
+        while high - low > JUMP_WINDOW_S:
+            times = np.linspace(low, high, JUMP_WINDOWS)
+            on_left, on_right = (_likeness_at(reference, recording, side, times) for side in (left, right))
+            gains = np.concatenate([[0.0], np.cumsum(on_left - on_right)])
+            best, step = int(np.argmax(gains)), (high - low) / (JUMP_WINDOWS - 1)
+            middle = low + step * (best - 0.5)
+            if step <= JUMP_WINDOW_S / 2:
+                low = high = middle
+            else:
+                low, high = max(low, middle - 2 * step), min(high, middle + 2 * step)
+        edges.append((low + high) / 2)
+    edges.append(recording.duration_s)
+    return [
+        replace(stretch, segment=replace(stretch.segment, start_s=start, end_s=end))
+        for stretch, start, end in zip(stretches, edges, edges[1:], strict=False)
+    ]
+
+
+def _likeness_at(reference: Recording, recording: Recording, stretch: _Stretch, times_s: np.ndarray) -> np.ndarray:
+    """How well short windows fit a stretch's line and pattern, one value each; 0 where there is silence."""
+    fits = np.zeros(len(times_s))
+    for index in range(len(times_s)):
+        here = correlate_windows(
+            reference, recording, stretch.segment, times_s[index : index + 1], JUMP_WINDOW_S, FINE_REACH_S
+        )
+        for spectrum in here.spectra:
+            fits[index] = likeness(spectrum, stretch.pattern, here.size, JUMP_REACH_S).max()
+    return fits
