@@ -334,14 +334,43 @@ def loudness_lufs(waveform: Waveform, sample_rate: int) -> float:
     Where its gate has nothing to measure, in signals shorter than a block of 0.4 s or below -70 LUFS throughout, the
     level without weighting and gate stands in for it.
     """
-    if waveform.shape[1] > round(0.4 * sample_rate):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no blocks, in a very quiet signal
-            loudness = float(pyloudnorm.Meter(sample_rate).integrated_loudness(waveform.T))
-        if math.isfinite(loudness):
-            return loudness
-    # BS.1770 adds the powers of the channels up.
-    return rms_db(waveform) + 10 * math.log10(len(waveform)) - 0.691
+    power = _gated_power(_block_powers(waveform, sample_rate))
+    if power is None:  # the powers of the channels add up in BS.1770
+        return rms_db(waveform) + 10 * math.log10(len(waveform)) - 0.691
+    return 10 * math.log10(power) - 0.691
+
+
+def _block_powers(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
+    """K-weighted power of every block of 0.4 s, one each 0.1 s, channels added up; none if the signal is shorter.
+
+    Filtered piece by piece, so that an hour of music needs no more memory than a minute.
+    """
+    samples = waveform.shape[1]
+    if samples < round(0.4 * sample_rate):
+        return np.empty(0)
+    num_steps = round((samples / sample_rate - 0.4) / 0.1) + 4
+    edges = np.minimum(np.arange(num_steps + 1) * sample_rate // 10, samples)
+    shelf = pyloudnorm.IIRfilter(4.0, 1 / math.sqrt(2), 1500.0, sample_rate, "high_shelf")
+    high_pass = pyloudnorm.IIRfilter(0.0, 0.5, 38.0, sample_rate, "high_pass")
+    sections = np.stack([np.concatenate([stage.b, stage.a]) for stage in (shelf, high_pass)])
+    state = np.zeros((len(sections), len(waveform), 2))
+    energies = []
+    for first in range(0, num_steps, 100):
+        bounds = edges[first : first + 101]
+        piece = waveform[:, bounds[0] : bounds[-1]].astype(np.float64)
+        weighted, state = signal.sosfilt(sections, piece, axis=1, zi=state)
+        total = np.concatenate([[0.0], np.square(weighted).sum(0).cumsum()])
+        energies.append(np.diff(total[bounds - bounds[0]]))
+    steps = np.concatenate(energies)
+    return (steps[:-3] + steps[1:-2] + steps[2:-1] + steps[3:]) / (0.4 * sample_rate)
+
+
+def _gated_power(powers: NDArray[np.float64]) -> float | None:
+    """Mean power of the blocks above -70 LUFS and not more than 10 LU below their mean; None if there are none."""
+    powers = powers[powers >= 10 ** ((-70 + 0.691) / 10)]
+    if not powers.size:
+        return None
+    return float(powers[powers > 0.1 * powers.mean()].mean())
 
 
 def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int) -> Waveform:
@@ -410,12 +439,24 @@ def limiter(
     ceiling = 10 ** (ceiling_db / 20)
     if peaks.max(initial=0.0) <= ceiling:
         return waveform
-    needed_db = 20 * np.log10(np.maximum(peaks, ceiling) / ceiling, dtype=np.float64)
+    needed_db = 20 * np.log10(np.maximum(peaks, ceiling) / ceiling)
     half = max(1, round(lookahead_s * sample_rate))
     held_db = ndimage.maximum_filter1d(needed_db, 2 * half + 1, mode="nearest")
-    slope_db = np.arange(len(held_db)) * (release_db_per_s / sample_rate)
-    released_db = np.maximum.accumulate(held_db + slope_db) - slope_db
+    released_db = _released(held_db, release_db_per_s / sample_rate)
     window = np.hanning(2 * half + 3)[1:-1]
     reduction_db = ndimage.convolve1d(released_db, window / window.sum(), mode="nearest")
     limited = waveform * (10 ** (-reduction_db / 20)).astype(np.float32)
     return np.clip(limited, -ceiling, ceiling)  # float32 rounding only
+
+
+def _released(held_db: Waveform, step_db: float) -> Waveform:
+    """The smallest curve above `held_db` (samples) that falls by no more than `step_db` a sample."""
+    released_db = np.empty_like(held_db)
+    last_db = 0.0
+    for first in range(0, len(held_db), _BLOCK_FRAMES):
+        block = slice(first, first + _BLOCK_FRAMES)
+        slope_db = np.arange(1, len(held_db[block]) + 1) * step_db
+        # Tilted by the slope, "falls by no more than" becomes "never falls".
+        released_db[block] = np.maximum(np.maximum.accumulate(held_db[block] + slope_db), last_db) - slope_db
+        last_db = float(released_db[block][-1])
+    return released_db
