@@ -52,10 +52,13 @@ class BandTransform:
         self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
         self.pad = (n_fft - hop_length) // 2
         self.window = torch.hann_window(n_fft)
-        bank = {"num_frequency_bins": n_fft // 2 + 1, "num_mel_filters": n_mels, "min_frequency": fmin}
-        bank |= {"max_frequency": fmax, "sampling_rate": sample_rate, "mel_scale": "slaney"}
-        self.filterbank = torch.from_numpy(mel_filter_bank(**bank, norm="slaney").T).float()  # (bands, bins)
-        triangles = torch.from_numpy(mel_filter_bank(**bank, norm=None).T)  # (bands, bins), peaks of 1
+
+        def bank(norm: str | None) -> torch.Tensor:
+            weights = mel_filter_bank(n_fft // 2 + 1, n_mels, fmin, fmax, sample_rate, norm, mel_scale="slaney")
+            return torch.from_numpy(weights.T)  # (bands, bins)
+
+        self.filterbank = bank("slaney").float()
+        triangles = bank(None)  # with peaks of one
         self._averaging = (triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)).float()
         self._spreading = _spreading_matrix(triangles).float()  # (bins, bands)
         mel_edges = torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), n_mels + 2, dtype=torch.float64)

@@ -43,7 +43,7 @@ def as_performances(audio: AudioInput | Sequence[AudioInput], max_recordings: in
     Raises:
         ValueError: If the shape, the number of takes or channels, the type or a sample is not usable.
     """
-    if isinstance(audio, (list, tuple)):
+    if not isinstance(audio, np.ndarray | torch.Tensor):
         if not 1 <= len(audio) <= max_recordings:
             raise ValueError(f"`audio` can be a list of 1 to {max_recordings} takes, got {len(audio)}.")
         return [[_as_take(take) for take in audio]]

@@ -377,7 +377,7 @@ class Trainer:
         pipeline = self.pipeline()
         unet, condition_encoder = copy.deepcopy(pipeline.unet), copy.deepcopy(pipeline.condition_encoder)
         if self.config.export.half_precision:
-            # Not the encoder, which is small: transformers computes in the precision of the file, diffusers in float32.
+            # Not the small encoder: transformers computes in the precision of the file, diffusers in float32.
             unet = unet.half()
         vocoder = self.config.export.vocoder
         pipeline = build_pipeline(
