@@ -122,8 +122,8 @@ class Trainer:
         if checkpointing:
             unet.enable_gradient_checkpointing()
             condition_encoder.activation_checkpointing_enable()
-        # Convolutions run faster on channels_last, on CPUs as well.
-        unet.to(memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)  # on a CPU (AVX2) a training step takes a tenth longer with it
         objective = build_objective(config, unet, condition_encoder).to(self.device)
         self.parameters = dict(objective.named_parameters())
         self.ema = averaged(objective, train.ema_decay).eval() if train.ema else None
