@@ -18,8 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import audio
-from .audio import Audio, LoudnessWarning, Waveform
+from . import audio, files
+from .audio import LoudnessWarning, Waveform
+from .files import Audio
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -105,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
     add(
         "--sample-rate",
-        type=_within(int, audio.MIN_SAMPLE_RATE, audio.MAX_SAMPLE_RATE),
+        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
         metavar="HZ",
         help="of the output (default: the input's)",
     )
@@ -147,19 +148,19 @@ def plan_jobs(inputs: Sequence[Path], save: Path) -> list[Job]:
     if len(inputs) > 1:
         raise ValueError(f"--inputs takes one folder or several files, not {folders[0]} among others")
     folder = folders[0]
-    files = sorted(
+    found = sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() in audio.SUFFIXES_READ and not path.name.startswith(".")
+        if path.is_file() and path.suffix.lower() in files.SUFFIXES_READ and not path.name.startswith(".")
     )
-    if not files:
+    if not found:
         raise ValueError(f"{folder} holds no audio files")
     if not save.is_dir():
         raise ValueError(f"{save} is not a folder: for a folder of recordings, --save names an existing one")
     jobs = []
     taken: dict[Path, Path] = {}
-    for path in files:
-        suffix = path.suffix.lower() if path.suffix.lower() in audio.SUBTYPES_WRITTEN else ".flac"
+    for path in found:
+        suffix = path.suffix.lower() if path.suffix.lower() in files.SUBTYPES_WRITTEN else ".flac"
         output = save / f"{path.stem}{suffix}"
         if output in taken:
             raise ValueError(f"{taken[output]} and {path} would both be written to {output}: rename one of them")
@@ -173,12 +174,12 @@ def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     if args.plot is not None:
         if len(jobs) > 1:
             raise ValueError("--plot draws one recording: it cannot be used with a folder of several")
-        audio.check_writable(args.plot, args.overwrite)
+        files.check_writable(args.plot, args.overwrite)
     for job in jobs:
-        audio.check_output(job.output, args.overwrite)
+        files.check_output(job.output, args.overwrite)
         if any(path.exists() and job.output.exists() and path.samefile(job.output) for path in job.inputs):
             raise ValueError(f"{job.output} is an input: save the restored recording under another name")
-        if args.bit_depth and SUBTYPES[args.bit_depth] not in audio.SUBTYPES_WRITTEN[job.output.suffix.lower()]:
+        if args.bit_depth and SUBTYPES[args.bit_depth] not in files.SUBTYPES_WRITTEN[job.output.suffix.lower()]:
             raise ValueError(f"{job.output} cannot hold --bit-depth {args.bit_depth}: save a .wav file")
 
 
@@ -252,7 +253,7 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     for job in jobs:
         try:
             yield restore_job(job, args, pipeline)
-        except audio.AudioError as error:
+        except files.AudioError as error:
             if len(jobs) == 1:
                 raise
             failed += 1
@@ -263,13 +264,13 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
 
 def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
     """Read, restore, finish, write, draw."""
-    takes = [audio.read(path, args.start, args.end) for path in job.inputs]
+    takes = [files.read(path, args.start, args.end) for path in job.inputs]
     reference = takes[0]
     sample_rate = args.sample_rate or reference.sample_rate
     suffix = job.output.suffix.lower()
-    subtype = SUBTYPES[args.bit_depth] if args.bit_depth else audio.output_subtype(suffix, reference.subtype)
+    subtype = SUBTYPES[args.bit_depth] if args.bit_depth else files.output_subtype(suffix, reference.subtype)
     num_samples = reference.waveform.size * sample_rate / reference.sample_rate
-    audio.check_output(job.output, args.overwrite, round(num_samples * BYTES_PER_SAMPLE[subtype]))
+    files.check_output(job.output, args.overwrite, round(num_samples * BYTES_PER_SAMPLE[subtype]))
 
     if audio.rms_db(reference.waveform) < audio.SILENCE_RMS_DB:
         _say(f"notice: {job.inputs[0]} is silent: it is returned as it is")
@@ -280,7 +281,7 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
         waveform = run_pipeline(loaded, takes, args)
         seconds = time.perf_counter() - started
     finished = finish(waveform, reference.sample_rate, sample_rate, args.tilt_db, args.limiter)
-    audio.write(job.output, finished, sample_rate, subtype, reference.tags)
+    files.write(job.output, finished, sample_rate, subtype, reference.tags)
     if args.plot is not None:
         from .plot import plot_spectrograms
 

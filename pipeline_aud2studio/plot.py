@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .audio import Waveform, atomic_path
+from .audio import Waveform
+from .files import atomic_path
 
 WINDOW_SAMPLES = 2048
 MAX_FRAMES = 1200  # about one for each pixel of the picture

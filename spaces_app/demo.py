@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline_aud2studio import audio
+from pipeline_aud2studio import files
 from pipeline_aud2studio.infer import build_parser, notices, restore
 from pipeline_aud2studio.plot import plot_spectrograms
 from training.metrics import level_change_lu, log_spectral_distance, si_sdr
@@ -24,7 +24,7 @@ def main() -> None:
         result = next(restore(build_parser().parse_args(command)))
 
     degraded, restored, clean = (
-        audio.read(path) for path in (EXAMPLES / "degraded.flac", save, EXAMPLES / "clean.flac")
+        files.read(path) for path in (EXAMPLES / "degraded.flac", save, EXAMPLES / "clean.flac")
     )
     panels = {
         "Recorded in the audience": degraded.waveform,

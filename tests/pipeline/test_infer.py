@@ -12,7 +12,7 @@ import soundfile
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from pipeline_aud2studio import Aud2StudioPipeline, audio, infer
+from pipeline_aud2studio import Aud2StudioPipeline, files, infer
 from pipeline_aud2studio.plot import spectrogram_db
 
 RATE = 44100
@@ -47,12 +47,12 @@ def cli(toy_model: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tup
 @pytest.mark.parametrize(("channels", "rate", "name"), [(1, 8000, "o.wav"), (2, 44100, "o.flac"), (2, 96000, "o.wav")])
 def test_output_has_the_inputs_rate_channels_length_tags_and_loudness(cli, tmp_path, channels, rate, name) -> None:
     waveform = recording(channels, 0.7123, rate)
-    audio.write(tmp_path / "i.wav", waveform, rate, "PCM_24", {"title": "Night", "artist": "Band", "date": "1987"})
+    files.write(tmp_path / "i.wav", waveform, rate, "PCM_24", {"title": "Night", "artist": "Band", "date": "1987"})
 
     status, out, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / name, "--steps", 1)
 
     assert (status, out.splitlines()[0].startswith(f"{tmp_path / name}: 0.7 s in ")) == (0, True)
-    restored = audio.read(tmp_path / name)
+    restored = files.read(tmp_path / name)
     assert restored.waveform.shape == waveform.shape
     assert (restored.sample_rate, restored.subtype) == (rate, "PCM_24")
     assert restored.tags == {"title": "Night", "artist": "Band", "date": "1987"}
@@ -64,7 +64,7 @@ def test_output_has_the_inputs_rate_channels_length_tags_and_loudness(cli, tmp_p
 
 def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_path: Path) -> None:
     """Seed, steps, dryness and read-out reach the pipeline; the same command gives the same bits."""
-    audio.write(tmp_path / "i.wav", recording(), RATE, "FLOAT")
+    files.write(tmp_path / "i.wav", recording(), RATE, "FLOAT")
     call = ["--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--overwrite", "--steps", 3]
     for options, arguments in [
         ([], {}),
@@ -74,19 +74,19 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
         assert cli(*call, *options)[0] == 0
         generator = torch.Generator().manual_seed(arguments.pop("seed", 0))
         expected = toy_pipeline(recording(), RATE, 3, generator=generator, **arguments).audios[0]
-        np.testing.assert_allclose(audio.read(tmp_path / "o.wav").waveform, expected, atol=1e-5)
-    first = audio.read(tmp_path / "o.wav").waveform
+        np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform, expected, atol=1e-5)
+    first = files.read(tmp_path / "o.wav").waveform
     assert cli(*call, "--reconstruction", "vocoder")[0] == 0
-    assert np.array_equal(audio.read(tmp_path / "o.wav").waveform, first)
+    assert np.array_equal(files.read(tmp_path / "o.wav").waveform, first)
 
 
 def test_several_takes_are_one_performance(cli, tmp_path: Path) -> None:
     """Another rate, length and channel count; the first take decides what comes out."""
-    audio.write(tmp_path / "a.wav", recording(2), RATE)
-    audio.write(tmp_path / "b.flac", recording(1, 0.5, 48000), 48000)
+    files.write(tmp_path / "a.wav", recording(2), RATE)
+    files.write(tmp_path / "b.flac", recording(1, 0.5, 48000), 48000)
     assert cli("--inputs", tmp_path / "a.wav", tmp_path / "b.flac", "--save", tmp_path / "two.wav")[0] == 0
     assert cli("--inputs", tmp_path / "a.wav", "--save", tmp_path / "one.wav")[0] == 0
-    two, one = (audio.read(tmp_path / name).waveform for name in ("two.wav", "one.wav"))
+    two, one = (files.read(tmp_path / name).waveform for name in ("two.wav", "one.wav"))
     assert two.shape == one.shape == recording(2).shape
     assert np.abs(two - one).max() > 1e-3
     status, _, err = cli("--inputs", *[tmp_path / "a.wav"] * 5, "--save", tmp_path / "five.wav")
@@ -97,7 +97,7 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     target.mkdir()
-    audio.write(source / "a.wav", recording(), RATE, "PCM_16")
+    files.write(source / "a.wav", recording(), RATE, "PCM_16")
     soundfile.write(source / "b.mp3", recording(2).T, RATE)
     (source / "broken.flac").write_text("not audio")
     (source / "notes.txt").write_text("not even called audio")
@@ -111,40 +111,40 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
         "aud2studio: error: 1 of 3 recordings could not be restored",
     ]
     assert sorted(path.name for path in target.iterdir()) == ["a.wav", "b.flac"]
-    assert audio.read(target / "b.flac").subtype == "PCM_24"
-    assert audio.read(target / "a.wav").subtype == "PCM_16"
+    assert files.read(target / "b.flac").subtype == "PCM_24"
+    assert files.read(target / "a.wav").subtype == "PCM_16"
 
     (source / "broken.flac").unlink()
     assert cli("--inputs", source, "--save", target)[0] == 2  # they exist
     assert cli("--inputs", source, "--save", target, "--overwrite")[0] == 0
-    audio.write(source / "b.flac", recording(), RATE)
+    files.write(source / "b.flac", recording(), RATE)
     status, _, err = cli("--inputs", source, "--save", target, "--overwrite")
     assert (status, "both be written" in err) == (2, True)
 
 
 def test_silence_is_returned_with_a_notice_and_without_a_model(cli, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(infer, "load_pipeline", lambda *_: pytest.fail("the model was loaded"))
-    audio.write(tmp_path / "i.wav", np.zeros((2, 1000), np.float32), RATE)
+    files.write(tmp_path / "i.wav", np.zeros((2, 1000), np.float32), RATE)
     status, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav")
     assert (status, err) == (0, f"aud2studio: notice: {tmp_path / 'i.wav'} is silent: it is returned as it is\n")
-    assert np.array_equal(audio.read(tmp_path / "o.wav").waveform, np.zeros((2, 1000)))
+    assert np.array_equal(files.read(tmp_path / "o.wav").waveform, np.zeros((2, 1000)))
 
 
 def test_an_excerpt_at_another_rate_and_depth(cli, tmp_path: Path) -> None:
-    audio.write(tmp_path / "i.wav", recording(1, 1.0), RATE, "PCM_16")
+    files.write(tmp_path / "i.wav", recording(1, 1.0), RATE, "PCM_16")
     options = ["--start", 0.25, "--end", 0.75, "--sample-rate", 48000, "--bit-depth", "float"]
     assert cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", *options)[0] == 0
-    restored = audio.read(tmp_path / "o.wav")
+    restored = files.read(tmp_path / "o.wav")
     assert (restored.waveform.shape, restored.sample_rate, restored.subtype) == ((1, 24000), 48000, "FLOAT")
 
 
 def test_tilt_and_limiter(cli, tmp_path: Path) -> None:
-    audio.write(tmp_path / "i.wav", recording(1, 0.6, level=0.25), RATE, "FLOAT")
+    files.write(tmp_path / "i.wav", recording(1, 0.6, level=0.25), RATE, "FLOAT")
     call = ["--inputs", tmp_path / "i.wav", "--overwrite", "--bit-depth", "float", "--save"]
     assert cli(*call, tmp_path / "plain.wav")[0] == 0
     assert cli(*call, tmp_path / "tilted.wav", "--tilt-db", 6)[0] == 0
     assert cli(*call, tmp_path / "limited.wav", "--limiter")[0] == 0
-    plain, tilted, limited = (audio.read(tmp_path / f"{n}.wav").waveform for n in ("plain", "tilted", "limited"))
+    plain, tilted, limited = (files.read(tmp_path / f"{n}.wav").waveform for n in ("plain", "tilted", "limited"))
     gain_db = 20 * np.log10(np.abs(np.fft.rfft(tilted)) / np.abs(np.fft.rfft(plain)))[0]
     hertz = np.fft.rfftfreq(plain.shape[1], 1 / RATE)
     change = np.median(gain_db[(hertz > 9000) & (hertz < 11000)]) - np.median(gain_db[(hertz > 950) & (hertz < 1050)])
@@ -155,14 +155,14 @@ def test_tilt_and_limiter(cli, tmp_path: Path) -> None:
 def test_clipping_is_avoided_with_a_notice(cli, tmp_path: Path) -> None:
     quiet = recording(1, 0.6, level=0.001)
     quiet[0, 10000:10004] = 1.0
-    audio.write(tmp_path / "i.wav", 1.3 * quiet, RATE, "FLOAT")
+    files.write(tmp_path / "i.wav", 1.3 * quiet, RATE, "FLOAT")
     status, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--dryness", 0)
     assert (status, "notice: the result is 2.4 dB quieter" in err) == (0, True)
-    assert np.abs(audio.read(tmp_path / "o.wav").waveform).max() == pytest.approx(10 ** (-0.1 / 20), abs=1e-4)
+    assert np.abs(files.read(tmp_path / "o.wav").waveform).max() == pytest.approx(10 ** (-0.1 / 20), abs=1e-4)
 
 
 def test_plot_is_a_png_of_both(cli, tmp_path: Path) -> None:
-    audio.write(tmp_path / "i.wav", recording(2), RATE)
+    files.write(tmp_path / "i.wav", recording(2), RATE)
     call = ["--inputs", tmp_path / "i.wav", "--plot", tmp_path / "o.png", "--save"]
     assert cli(*call, tmp_path / "o.wav")[0] == 0
     picture = matplotlib.image.imread(tmp_path / "o.png")
@@ -208,8 +208,8 @@ def damaged_model(toy_model: Path, folder: Path) -> Path:
 
 def test_what_cannot_be_used_is_one_line_and_status_2(cli, toy_model: Path, tmp_path: Path) -> None:
     good = tmp_path / "i.wav"
-    audio.write(good, recording(), RATE)
-    audio.write(tmp_path / "there.wav", recording(), RATE)
+    files.write(good, recording(), RATE)
+    files.write(tmp_path / "there.wav", recording(), RATE)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.mp3").write_text("not audio")
     (tmp_path / "no_music").mkdir()
@@ -261,7 +261,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(cli, toy_model: Path, tmp_
 
 def test_a_missing_device_is_named(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    audio.write(tmp_path / "i.wav", recording(), RATE)
+    files.write(tmp_path / "i.wav", recording(), RATE)
     status, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--device", "cuda")
     assert (status, err) == (2, "aud2studio: error: --device cuda is not there: use cpu\n")
 
@@ -270,7 +270,7 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
-    audio.write(tmp_path / "i.wav", recording(), RATE)
+    files.write(tmp_path / "i.wav", recording(), RATE)
     call = ["--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav"]
     with monkeypatch.context() as patch:
         patch.setattr(Aud2StudioPipeline, "__call__", fail)
@@ -287,7 +287,7 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_bar_counts_the_chunks(cli, tmp_path: Path) -> None:
-    audio.write(tmp_path / "i.wav", recording(1, 2.0), RATE)
+    files.write(tmp_path / "i.wav", recording(1, 2.0), RATE)
     _, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav")
     assert "restoring" in err
     assert "chunk" in err

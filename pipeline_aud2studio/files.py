@@ -1,0 +1,282 @@
+"""Audio files in and out.
+
+Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from .audio import Waveform
+
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000
+MAX_CHANNELS = 2
+
+# What a folder given as input is searched for. Other files are still tried when they are named one by one.
+SUFFIXES_READ = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .m4a .mp4 .mov .aac .aif .aiff .caf .3gp .amr .webm .mka .mkv .wma".split()
+)
+# Per output format: the sample formats it can hold, by their names in libsndfile.
+SUBTYPES_WRITTEN = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
+
+TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
+_FFMPEG_TAGS = {"tracknumber": "track"}
+_BLOCK_FRAMES = 1 << 18
+
+
+class AudioError(ValueError):
+    """A file or a signal that cannot be worked on; the message says what is wrong with it, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A decoded file.
+
+    Attributes:
+        waveform: float32 `(channels, samples)`, 1 or 2 channels.
+        sample_rate: in Hz.
+        tags: what is known of `TAGS`, without empty ones.
+        subtype: libsndfile's name of the file's sample format ("PCM_16"); None where another library decoded it.
+    """
+
+    waveform: Waveform
+    sample_rate: int
+    tags: dict[str, str] = field(default_factory=dict)
+    subtype: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.waveform.shape[1] / self.sample_rate
+
+
+def read(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None) -> Audio:
+    """Decode a file, or the part of it between two times.
+
+    libsndfile decodes WAV, FLAC, OGG, MP3 and its like, PyAV the rest (M4A, MP4, MOV, ...). Both drop the silence that
+    lossy encoders put before and after the music, as far as the file says how long it is.
+
+    Raises:
+        AudioError: the file is missing, not audio, empty, of another kind than this project restores (more than two
+            channels, a rate outside 8 to 192 kHz), or holds NaN or infinite samples; or the times lie outside it.
+    """
+    path = Path(path)
+    start_s = 0.0 if start_s is None else start_s
+    if not start_s >= 0 or (end_s is not None and not end_s > start_s):
+        raise AudioError(
+            f"the excerpt has to start at 0 s or later and end after its start, not {start_s} to {end_s} s"
+        )
+    if not path.exists():
+        raise AudioError(f"{path} does not exist")
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder, not an audio file")
+    try:
+        with path.open("rb", buffering=0) as file:
+            if not file.read(1):
+                raise AudioError(f"{path} is empty (0 bytes)")
+            file.seek(0)
+            try:
+                # By its descriptor, so that libsndfile goes by the content, not by the name.
+                with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                    _check_format(path, sound.samplerate, sound.channels)
+                    tags = {name: text for name, text in sound.copy_metadata().items() if name in TAGS and text}
+                    audio = Audio(_read_soundfile(sound, start_s, end_s), sound.samplerate, tags, sound.subtype)
+            except soundfile.LibsndfileError:
+                audio = _read_av(path, start_s, end_s)
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}") from None
+
+    if audio.waveform.shape[1] == 0:
+        reason = "holds no audio" if start_s == 0 else f"ends before the start that was asked for ({start_s:g} s)"
+        raise AudioError(f"{path} {reason}")
+    finite = np.isfinite(audio.waveform).all(axis=0)
+    if not finite.all():
+        at_s = start_s + int(np.argmin(finite)) / audio.sample_rate
+        raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
+    return audio
+
+
+def _check_format(path: Path, sample_rate: int, channels: int) -> None:
+    if channels > MAX_CHANNELS:
+        raise AudioError(
+            f"{path} has {channels} channels: mix it down to stereo first (for instance `ffmpeg -i IN -ac 2 OUT`)"
+        )
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        raise AudioError(
+            f"{path} has a sampling rate of {sample_rate} Hz: what can be restored is {MIN_SAMPLE_RATE} to"
+            f" {MAX_SAMPLE_RATE} Hz"
+        )
+
+
+def _excerpt(start_s: float, end_s: float | None, sample_rate: int, length: float) -> tuple[int, int | float]:
+    """First sample, and the one after the last; `length` may be infinite where it is not known yet."""
+    stop = length if end_s is None else min(length, round(end_s * sample_rate))
+    return round(start_s * sample_rate), stop
+
+
+def _read_soundfile(file: soundfile.SoundFile, start_s: float, end_s: float | None) -> Waveform:
+    start, stop = _excerpt(start_s, end_s, file.samplerate, file.frames)
+    length = max(0, int(stop) - start)
+    waveform = np.empty((file.channels, length), np.float32)
+    if length == 0:
+        return waveform
+    file.seek(start)
+    position = 0
+    for block in file.blocks(_BLOCK_FRAMES, frames=length, dtype="float32", always_2d=True):
+        waveform[:, position : position + len(block)] = block.T
+        position += len(block)
+    return waveform[:, :position]  # a truncated file holds less than its header says
+
+
+def _read_av(path: Path, start_s: float, end_s: float | None) -> Audio:
+    """Decode from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.audio:
+                raise AudioError(f"{path} has no sound in it")
+            stream = container.streams.audio[0]
+            rate, channels = stream.sample_rate, stream.channels
+            if not rate or not channels:
+                raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
+            _check_format(path, rate, channels)
+            # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
+            exact = container.format.name.startswith("mov") and stream.duration is not None
+            total = round(stream.duration * stream.time_base * rate) if exact else math.inf
+            start, stop = _excerpt(start_s, end_s, rate, total)
+            planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+            blocks, position = [], 0
+            for frame in container.decode(stream):
+                for part in planar.resample(frame):
+                    end = position + part.samples
+                    if end > start and position < stop:
+                        cut = slice(max(0, start - position), int(min(stop - position, part.samples)))
+                        blocks.append(part.to_ndarray()[:, cut])
+                    position = end
+                if position >= stop:
+                    break
+            tags = _av_tags({**container.metadata, **stream.metadata})
+    except (av.FFmpegError, OSError) as error:
+        raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
+    waveform = np.concatenate(blocks, axis=1) if blocks else np.empty((channels, 0), np.float32)
+    return Audio(waveform.astype(np.float32, copy=False), rate, tags)
+
+
+def _av_tags(metadata: Mapping[str, str]) -> dict[str, str]:
+    known = {name.lower(): text for name, text in metadata.items() if text}
+    named = {tag: known.get(_FFMPEG_TAGS.get(tag, tag)) for tag in TAGS}
+    return {tag: text for tag, text in named.items() if text is not None}
+
+
+def check_output(path: str | os.PathLike[str], overwrite: bool = False, num_bytes: int = 0) -> None:
+    """Find out before the work whether a file can be written: format, folder, permission, space.
+
+    Raises:
+        AudioError: it cannot, and why.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUBTYPES_WRITTEN and not path.is_dir():
+        raise AudioError(f"{path} cannot be written: the name has to end in {' or '.join(SUBTYPES_WRITTEN)}")
+    check_writable(path, overwrite, num_bytes)
+
+
+def check_writable(path: str | os.PathLike[str], overwrite: bool = False, num_bytes: int = 0) -> None:
+    """The part of `check_output` that holds for any kind of file."""
+    path = Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise AudioError(f"the folder {path.parent} does not exist: create it first")
+    if path.exists() and not overwrite:
+        raise AudioError(f"{path} exists already: pass --overwrite to replace it")
+    try:
+        # Trying is the only test that also knows read-only file systems and access lists.
+        with atomic_path(path) as temporary:
+            temporary.touch()
+            temporary.unlink()
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise AudioError(f"{path} cannot be written: {error.strerror}") from None
+    if num_bytes > free:
+        raise AudioError(f"{path} needs {num_bytes / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place if the block leaves a file there and raises nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        if temporary.exists():
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def output_subtype(suffix: str, subtype: str | None) -> str:
+    """The sample format that keeps what a recording of format `subtype` holds, out of those of an output format."""
+    suffix = suffix.lower()
+    if subtype in SUBTYPES_WRITTEN[suffix]:
+        return subtype
+    if subtype in ("PCM_S8", "PCM_U8", "ULAW", "ALAW"):
+        return "PCM_16"
+    wide = subtype in ("PCM_32", "FLOAT", "DOUBLE")
+    return "FLOAT" if wide and suffix == ".wav" else "PCM_24"
+
+
+def write(
+    path: str | os.PathLike[str],
+    waveform: Waveform,
+    sample_rate: int,
+    subtype: str = "PCM_24",
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write WAV or FLAC, whichever the name ends in; an existing file is replaced once the new one is complete.
+
+    Args:
+        path: the name decides the format.
+        waveform: float `(channels, samples)`; integer formats round it and clip it at full scale.
+        sample_rate: in Hz.
+        subtype: "PCM_16", "PCM_24" or, in WAV, "FLOAT".
+        tags: any of `TAGS`; what the format has no place for is left out.
+
+    Raises:
+        AudioError: another format or sample format is asked for.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    subtypes = SUBTYPES_WRITTEN.get(path.suffix.lower())
+    if subtypes is None:
+        raise AudioError(f"{path} cannot be written: the name has to end in {' or '.join(SUBTYPES_WRITTEN)}")
+    if subtype not in subtypes:
+        raise AudioError(f"{path} cannot hold {subtype} samples: choose one of {', '.join(subtypes)}")
+    container = path.suffix[1:].upper()
+    with atomic_path(path) as temporary:
+        try:
+            with soundfile.SoundFile(temporary, "w", sample_rate, len(waveform), subtype, format=container) as file:
+                for name, text in (tags or {}).items():
+                    if name in TAGS:
+                        setattr(file, name, text)
+                for first in range(0, waveform.shape[1], _BLOCK_FRAMES):
+                    file.write(_quantised(waveform[:, first : first + _BLOCK_FRAMES], subtype).T)
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"{path} could not be written: {error.error_string}") from None
+
+
+def _quantised(waveform: Waveform, subtype: str) -> NDArray[np.float32 | np.int32]:
+    """Integers rounded to the nearest step (libsndfile rounds down); in 32 bits, of which it writes the upper ones."""
+    if subtype == "FLOAT":
+        return waveform.astype(np.float32, copy=False)
+    bits = int(subtype.removeprefix("PCM_"))
+    full_scale = 2 ** (bits - 1)
+    steps = np.clip(np.rint(waveform.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
+    return steps.astype(np.int32) << (32 - bits)
