@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from training.sources import Roots
 from training.systems import SYSTEMS, Model, System, build_peer, build_system
 
 Row = dict[str, Any]
+RECORDED_PEAK = 0.5  # full scale is 1
 
 
 def read_manifest(path: Path, limit: int | None = None) -> list[Row]:
@@ -57,6 +59,13 @@ def read_manifest(path: Path, limit: int | None = None) -> list[Row]:
     longest = max(map(len, by_condition))
     turns = [group[turn] for turn in range(longest) for group in by_condition if turn < len(group)]
     return turns[:limit]
+
+
+def below_full_scale(pair: RenderedPair) -> RenderedPair:
+    """The pair at the level of a file: in a room the sum of all paths can be ten times as loud as the clean music."""
+    gain = np.float32(RECORDED_PEAK / max(float(np.abs(pair.recordings).max()), 1e-9))
+    waveforms = {name: getattr(pair, name) * gain for name in ("recordings", "clean", "early")}
+    return replace(pair, **waveforms)
 
 
 def score(restored: Waveform, pair: RenderedPair) -> dict[str, float]:
@@ -146,7 +155,7 @@ def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folde
                     result = {**kept, "system": system.name, "identity": identity}
                     result["audio"] = compare(row["rendered"], describe(pair))
                     try:
-                        result |= run_clip(system, pair)
+                        result |= run_clip(system, below_full_scale(pair))
                     except Exception as error:  # of whatever kind: the other systems have to go on
                         result["error"] = f"{type(error).__name__}: {error}"
                         tqdm.write(f"{system.name} failed on row {row['row_id']}: {result['error']}", file=sys.stderr)

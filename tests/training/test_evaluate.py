@@ -14,8 +14,8 @@ import training.evaluate as evaluation
 from training import draw_benchmark
 from training.baselines import PEERS
 from training.benchmark_audio import compare, describe
-from training.degrade import CONDITIONS
-from training.evaluate import evaluate, main, read_manifest, run_clip
+from training.degrade import CONDITIONS, RenderedPair
+from training.evaluate import below_full_scale, evaluate, main, read_manifest, run_clip
 from training.jsonl import read_rows, write_rows
 from training.metrics import si_sdr
 from training.pairs import load_pair
@@ -239,3 +239,14 @@ def test_bad_arguments_are_one_line(manifest: Path, capsys: pytest.CaptureFixtur
     assert main(["--manifest", "nosuch.jsonl"]) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 2 and "unknown system nosuch" in errors[0] and "nosuch.jsonl" in errors[1]
+
+
+def test_recordings_are_brought_below_full_scale_with_their_targets():
+    rng = np.random.default_rng(0)
+    waveforms = rng.standard_normal((3, 2, 1000)).astype(np.float32) * 3
+    pair = RenderedPair(waveforms[None, 0], waveforms[1], waveforms[2], np.zeros((2, 10), np.float32), 44100)
+    scaled = below_full_scale(pair)
+    assert np.abs(scaled.recordings).max() == pytest.approx(0.5)
+    gain = 0.5 / np.abs(waveforms[0]).max()
+    np.testing.assert_allclose(scaled.clean, waveforms[1] * gain, rtol=1e-6)
+    np.testing.assert_allclose(scaled.early, waveforms[2] * gain, rtol=1e-6)
