@@ -25,6 +25,7 @@ lint: $(VENV)/all.installed
 	$(BIN)/mypy
 
 benchmark: $(VENV)/all.installed
+	$(BIN)/python -m training.prepare_benchmark
 	$(BIN)/python -m training.evaluate
 
 clean:
