@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .clock import IDENTITY, Segment, blocks_on_reference_clock
 from .matching import best_path, find_candidates, without_path
@@ -165,15 +166,20 @@ class AlignmentResult:
 
 
 def align(
-    recordings: Sequence[Source], sample_rate: float, reference: int | None = None, force: bool = False
+    recordings: Sequence[Source],
+    sample_rate: float | None = None,
+    reference: int | None = None,
+    force: bool = False,
+    progress: bool = False,
 ) -> AlignmentResult:
     """Puts recordings of one performance on one clock.
 
     Args:
         recordings: files, or arrays `(samples)` or `(channels, samples)` at `sample_rate`, or `Recording`s.
-        sample_rate: rate in Hz of what the result returns.
+        sample_rate: rate in Hz of arrays, and of what the result returns; for files the reference's own if None.
         reference: index of the recording that sets the clock; the one of the best estimated quality if None.
         force: use recordings of low confidence as well.
+        progress: show a bar.
 
     Raises:
         ValueError: fewer than two recordings can be used; the message names each with the reason.
@@ -183,28 +189,33 @@ def align(
         raise ValueError(f"alignment needs at least two recordings, got {len(takes)}")
     if reference is not None and not 0 <= reference < len(takes):
         raise ValueError(f"reference {reference} does not exist: choose 0 to {len(takes) - 1}")
-    surveys = [_survey(take) for take in takes]
+    hidden = None if progress else True
+    surveys = [_survey(take) for take in tqdm(takes, desc="listening", unit="recording", leave=False, disable=hidden)]
     if reference is not None and surveys[reference].fault:
         raise ValueError(f"{takes[reference].name} cannot be the reference: it {surveys[reference].fault}")
     usable = [index for index, survey in enumerate(surveys) if not survey.fault]
     usable.sort(key=lambda index: -surveys[index].quality_db)
 
     # The best one may be of another night: then the next best that any other agrees with is the reference.
-    chosen, alignments = -1, tuple(_unusable(*pair, sample_rate) for pair in zip(takes, surveys, strict=True))
+    attempts: dict[int, tuple[Alignment, ...]] = {}
+    chosen = -1
     for candidate in usable if reference is None else [reference]:
-        attempt = tuple(_place(takes, surveys, candidate, index, sample_rate, force) for index in range(len(takes)))
-        if chosen < 0 or sum(each.accepted for each in attempt) >= 2:
-            chosen, alignments = candidate, attempt
-        if sum(each.accepted for each in alignments) >= 2:
+        rate = sample_rate or takes[candidate].sample_rate
+        indices = tqdm(range(len(takes)), desc="aligning", unit="recording", leave=False, disable=hidden)
+        attempts[candidate] = tuple(_place(takes, surveys, candidate, index, rate, force) for index in indices)
+        if sum(each.accepted for each in attempts[candidate]) >= 2:
+            chosen = candidate
             break
-    refused = [each for each in alignments if not each.accepted]
-    if len(takes) - len(refused) < 2:
-        reasons = "; ".join(f"{each.name} {each.reason}" for each in refused)
-        raise ValueError(f"fewer than two recordings can be aligned: {reasons}")
-    for each in refused:
-        logger.warning("%s is left out: it %s", each.name, each.reason)
-    num_samples = int(np.ceil(takes[chosen].duration_s * sample_rate))
-    return AlignmentResult(alignments, takes, chosen, num_samples, sample_rate)
+    if chosen < 0:
+        faults = [f"{take.name} {survey.fault}" for take, survey in zip(takes, surveys, strict=True) if survey.fault]
+        others = next(iter(attempts.values()), ()) if len(usable) > 1 else ()
+        refusals = [f"{each.name} {each.reason}" for each in others if each.reason and not each.accepted]
+        raise ValueError(f"fewer than two recordings can be aligned: {'; '.join(refusals or faults)}")
+    for each in attempts[chosen]:
+        if not each.accepted:
+            logger.warning("%s is left out: it %s", each.name, each.reason)
+    rate = sample_rate or takes[chosen].sample_rate
+    return AlignmentResult(attempts[chosen], takes, chosen, int(np.ceil(takes[chosen].duration_s * rate)), rate)
 
 
 def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float, force: bool = False) -> Alignment:
@@ -228,10 +239,10 @@ class _Survey:
     fault: str = ""
 
 
-def _as_recording(source: Source, sample_rate: float, index: int) -> Recording:
+def _as_recording(source: Source, sample_rate: float | None, index: int) -> Recording:
     if isinstance(source, Recording):
         return source
-    return Recording(source, sample_rate, f"recording {index}" if isinstance(source, np.ndarray) else "")
+    return Recording(source, sample_rate or 0.0, f"recording {index}" if isinstance(source, np.ndarray) else "")
 
 
 def _survey(take: Recording) -> _Survey:

@@ -119,9 +119,10 @@ def best_path(candidates: Candidates) -> list[Run]:
         earlier = np.flatnonzero(times[:node] < times[node])
         if len(earlier) == 0:
             continue
-        reach = LAG_TOLERANCE_S + MAX_DRIFT * (times[node] - times[earlier])
-        jumps = np.abs(lags[node] - lags[earlier]) > reach
-        gains = total[earlier] - JUMP_PENALTY * jumps
+        passed, steps = times[node] - times[earlier], lags[node] - lags[earlier]
+        jumps = np.abs(steps) > LAG_TOLERANCE_S + MAX_DRIFT * passed
+        # A recorder may be paused, but what it plays next is never earlier in the concert: music that repeats is.
+        gains = np.where(steps < -passed, -np.inf, total[earlier] - JUMP_PENALTY * jumps)
         best = int(np.argmax(gains))
         if gains[best] > 0:
             total[node] += gains[best]

@@ -170,6 +170,7 @@ def smooth(features: np.ndarray, seconds: float) -> np.ndarray:
 def standardise(features: np.ndarray, seconds: float) -> np.ndarray:
     """Zero mean and unit deviation over the surrounding `seconds`; silent stretches stay zero."""
     centred = features - smooth(features, seconds)
-    deviation = np.sqrt(smooth(centred**2, seconds))
+    # Running sums leave rounding errors of either sign where there is silence.
+    deviation = np.sqrt(np.maximum(smooth(centred**2, seconds), 0))
     floor = 0.1 * maximum_filter1d(deviation, int(10 * seconds * FRAME_RATE), axis=-1) + 1e-9
     return np.clip(centred / np.maximum(deviation, floor), -3, 6).astype(np.float32)

@@ -211,7 +211,8 @@ def _follow(correlations: Correlations, segment: Segment, tolerance_s: float) ->
     slope_reach = DRIFT_REACH_S / max(float(np.ptp(times)), 1.0) + DRIFT_WANDER
     for part, line in split_lines(windows, tolerance_s, slope_of(segment), slope_reach):
         mine = windows[part]
-        bounds = float(mine.times_s[0]), float(mine.times_s[-1])
+        agreeing_s = mine.times_s[line.inliers]
+        bounds = float(agreeing_s[0]), float(agreeing_s[-1])
         stretches.append(_Stretch(segment_of(line.offset_s, line.slope, *bounds), mine, line.inliers, pattern))
     return stretches
 
@@ -226,7 +227,7 @@ def _find_direct_sound(
         for time_s in stretch.windows.times_s[stretch.inliers]
     ]
     longest_s = max(stretch.segment.end_s - stretch.segment.start_s for stretch in stretches)
-    window_s = min(DIRECT_WINDOW_S, longest_s / 2)
+    window_s = float(np.clip(longest_s / 2, 1.0, DIRECT_WINDOW_S))
     return direct_delay(reference, recording, windows, sample_rate, window_s, DIRECT_REACH_S)
 
 
@@ -248,7 +249,9 @@ def _place_jumps(reference: Recording, recording: Recording, stretches: list[_St
     """Segments that cover the recording, every jump put where short windows change sides."""
     edges = [0.0]
     for left, right in zip(stretches, stretches[1:], strict=False):
-        low, high = left.segment.end_s, right.segment.start_s
+        # A window agrees as long as the larger part of it lies on its side of the jump.
+        low = max(left.segment.end_s - FINE_WINDOW_S / 2, edges[-1])
+        high = min(right.segment.start_s + FINE_WINDOW_S / 2, right.segment.end_s)
         while high - low > JUMP_WINDOW_S:
             times = np.linspace(low, high, JUMP_WINDOWS)
             on_left, on_right = (_likeness_at(reference, recording, side, times) for side in (left, right))
