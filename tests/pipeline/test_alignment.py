@@ -8,11 +8,12 @@ import tracemalloc
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from pipeline_aud2studio import align_command
+from pipeline_aud2studio import align_command, files
 from pipeline_aud2studio.alignment import Alignment, align, align_pair
 from pipeline_aud2studio.clock import Segment, blocks_on_reference_clock, read_on_reference_clock
 from pipeline_aud2studio.direct import minimum_phase
@@ -188,8 +189,26 @@ def test_what_cannot_be_aligned_is_said() -> None:
         align([sound, np.zeros((3, RATE), dtype=np.float32)], RATE)
     with pytest.raises(ValueError, match="NaN or infinite"):
         align([sound, np.where(np.arange(len(sound)) == 5000, np.nan, sound)], RATE)
-    with pytest.raises(ValueError, match="cannot be read as audio"):
+    with pytest.raises(ValueError, match="is not audio that can be decoded"):
         Recording(__file__)
+    with pytest.raises(ValueError, match="is not there"):
+        Recording("nowhere.wav")
+
+
+def test_what_phones_write_is_read_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "phone.m4a"
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(44100 * 2) / 44100)).astype(np.float32)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    recording = Recording(path)
+    assert (recording.sample_rate, recording.num_channels) == (44100, 1)
+    assert recording.duration_s == pytest.approx(2.0, abs=0.05)
+    expected = files.read(path).waveform
+    np.testing.assert_allclose(recording.read(30000, 50000), expected[:, 30000:50000], atol=1e-6)
 
 
 def test_a_silent_recording_is_left_out_and_the_rest_goes_on() -> None:
