@@ -123,7 +123,7 @@ def describe(alignment: Alignment, is_reference: bool) -> str:
         return f"{alignment.name}: reference"
     if not alignment.accepted:
         return f"{alignment.name}: left out, it {alignment.reason}"
-    jumps = len(alignment.segments) - 1
+    jumps = len(alignment.jumps)
     return (
         f"{alignment.name}: starts at {alignment.offset_s:+.6f} s, drift {alignment.drift_ppm:+.2f} ppm,"
         f" polarity {'inverted' if alignment.polarity < 0 else 'equal'}, confidence {alignment.confidence:.2f},"

@@ -27,6 +27,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .clock import IDENTITY, Segment, blocks_on_reference_clock
+from .course import JUMP_S
 from .matching import best_path, find_candidates, without_path
 from .onsets import beat_chroma, estimate_quality, log_band_energies, onset_strength
 from .recording import Recording
@@ -51,11 +52,11 @@ class Alignment:
     Attributes:
         name: the recording's name.
         offset_s: reference time of the recording's first sample.
-        drift_ppm: how much faster the recording's clock runs than the reference's, in millionths.
+        drift_ppm: how much faster the recording's clock runs than the reference's, in millionths, on average.
         polarity: 1, or -1 where the recording is inverted.
         confidence: share of the measured windows that agree, 0 to 1.
         accepted: whether the recording is used.
-        segments: stretches between jumps, each with its own line; empty where nothing was found.
+        segments: stretches in which the clock runs evenly, each with its own line; empty where nothing was found.
         window_times_s, window_lags_s, residuals_s: what the windows measured (on the recording's clock; reference
             time minus recording time), and its distance from the line.
         quality_db: see `onsets.estimate_quality`.
@@ -78,6 +79,16 @@ class Alignment:
     quality_db: float = 0.0
     reason: str = ""
 
+    @property
+    def jumps(self) -> list[tuple[float, float]]:
+        """Where the recorder was paused or lost samples: time on its clock and what the lag grows by, in seconds."""
+        meetings = zip(self.segments, self.segments[1:], strict=False)
+        steps = [
+            (right.start_s, float(right.to_reference(right.start_s)) - float(left.to_reference(left.end_s)))
+            for left, right in meetings
+        ]
+        return [(at_s, by_s) for at_s, by_s in steps if abs(by_s) >= JUMP_S]
+
     def apply(self, waveform: np.ndarray, length: int) -> np.ndarray:
         """The recording on the reference's clock, with the reference's polarity; zeros where it recorded nothing.
 
@@ -99,13 +110,6 @@ class Alignment:
 
     def report(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON; times in seconds."""
-        jumps = [
-            {
-                "at_s": right.start_s,
-                "by_s": float(right.to_reference(right.start_s)) - float(left.to_reference(left.end_s)),
-            }
-            for left, right in zip(self.segments, self.segments[1:], strict=False)
-        ]
         columns = zip(self.window_times_s, self.window_lags_s, self.residuals_s, strict=True)
         return {
             "name": self.name,
@@ -118,7 +122,7 @@ class Alignment:
             "quality_db": self.quality_db,
             "residual_ms": 1e3 * float(np.median(np.abs(self.residuals_s))) if len(self.residuals_s) else None,
             "segments": [vars(segment) for segment in self.segments],
-            "jumps": jumps,
+            "jumps": [{"at_s": at_s, "by_s": by_s} for at_s, by_s in self.jumps],
             "windows": [
                 {"time_s": float(time), "lag_s": float(lag), "residual_ms": 1e3 * float(residual)}
                 for time, lag, residual in columns
@@ -278,11 +282,10 @@ def _place(
         f"does not seem to be of the same performance as {takes[reference].name} "
         f"(confidence {timing.confidence:.2f}, needs {MIN_CONFIDENCE})"
     )
-    longest = max(timing.segments, key=lambda segment: segment.end_s - segment.start_s)
     return replace(
         alignment,
         offset_s=timing.segments[0].offset_s,
-        drift_ppm=longest.drift_ppm,
+        drift_ppm=timing.drift_ppm,
         polarity=timing.polarity,
         confidence=timing.confidence,
         accepted=accepted,

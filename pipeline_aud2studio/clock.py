@@ -33,9 +33,18 @@ class Segment:
     offset_s: float
     drift_ppm: float
 
+    @classmethod
+    def from_line(cls, offset_s: float, slope: float, start_s: float, end_s: float) -> Segment:
+        """The segment of a line `lag = offset_s + slope * recording time`; a lag is reference minus recording time."""
+        return cls(start_s, end_s, offset_s, (1 / (1 + slope) - 1) * 1e6)
+
     @property
     def rate(self) -> float:
         return 1.0 + self.drift_ppm * 1e-6
+
+    @property
+    def slope(self) -> float:
+        return 1 / self.rate - 1
 
     def to_reference(self, time_s: float | np.ndarray) -> float | np.ndarray:
         """Time on the reference's clock of a time on the recording's."""

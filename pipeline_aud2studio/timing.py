@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .clock import Segment
+from .course import Course, fit_courses
 from .direct import direct_delay
 from .lags import (
     Correlations,
@@ -30,7 +31,7 @@ FINE_WINDOW_S, FINE_REACH_S, FINE_TOLERANCE_S, FINE_WINDOWS = 4.0, 0.1, 2.5e-4, 
 DIRECT_WINDOW_S, DIRECT_REACH_S = 6.0, 0.05
 MIN_WINDOWS = 10
 # The first pass leaves the drift off by a few of its tolerances over the length; clocks wander by a few millionths.
-DRIFT_REACH_S, DRIFT_WANDER = 2e-3, 2e-6
+DRIFT_REACH_S, DRIFT_WANDER = 2e-3, 10e-6
 # Two lines nearer than this are one stretch: the coarse search takes an echo for a jump. The second pass sees more.
 MERGE_S = 0.05
 # Of a stretch's windows, the share that must agree lest it is taken for a mistake of the coarse search.
@@ -45,13 +46,16 @@ class Timing:
     """The measured relation of a recording's clock to the reference's.
 
     Attributes:
-        segments: the recording's stretches in order; the first begins at 0, the last ends with the recording.
+        segments: straight pieces in order; the first begins at 0, the last ends with the recording. Where two of them
+            do not meet, the recording jumps.
+        drift_ppm: of the longest stretch between two jumps, on average.
         polarity: 1, or -1 where the recording is inverted.
         confidence: share of the windows that agree with the segments, 0 to 1.
         windows: what was measured; `residuals_s` are their distances from the segments' lines.
     """
 
     segments: tuple[Segment, ...]
+    drift_ppm: float
     polarity: int
     confidence: float
     windows: Windows
@@ -60,12 +64,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """What windows show along one line: the line, the windows with those that agree, and their pattern's spectrum.
+    """What windows show between two jumps: the lag's course, the windows with those that agree, and their pattern.
 
-    The line leads through the pattern's lag 0, the direct sound comes `direct_s` later.
+    The course leads through the pattern's lag 0, the direct sound comes `direct_s` later.
     """
 
-    segment: Segment
+    course: Course
     windows: Windows
     inliers: np.ndarray
     pattern: np.ndarray
@@ -73,8 +77,7 @@ class _Stretch:
 
     @property
     def residuals_s(self) -> np.ndarray:
-        times = self.windows.times_s
-        return self.windows.lags_s - (np.asarray(self.segment.to_reference(times)) - times)
+        return self.windows.lags_s - self.course.lags_at(self.windows.times_s)
 
 
 def refine(reference: Recording, recording: Recording, runs: list[Run], sample_rate: float) -> Timing | None:
@@ -83,7 +86,7 @@ def refine(reference: Recording, recording: Recording, runs: list[Run], sample_r
     Args:
         sample_rate: rate in Hz at which the direct sound's arrival is measured.
     """
-    coarse = _cover([segment_of(run.offset_s, run.slope, run.start_s, run.end_s) for run in runs], recording)
+    coarse = _cover([Segment.from_line(run.offset_s, run.slope, run.start_s, run.end_s) for run in runs], recording)
     rough = [part for segment in coarse for part in _rough_pass(reference, recording, segment)]
     if not rough:
         return None
@@ -102,13 +105,22 @@ def refine(reference: Recording, recording: Recording, runs: list[Run], sample_r
             signed_heights += height * sum(len(stretch.windows) for stretch in found)
     if not stretches:
         return None
-    stretches = _place_jumps(reference, recording, _one_clock(stretches))
+    stretches = _one_clock(stretches)
+    edges = [0.0, *_jumps(reference, recording, stretches), recording.duration_s]
+    spans = zip(stretches, edges, edges[1:], strict=False)
+    longest = max(stretches, key=lambda stretch: stretch.course.end_s - stretch.course.start_s)
     return Timing(
         segments=tuple(
-            replace(stretch.segment, offset_s=stretch.segment.offset_s - stretch.direct_s) for stretch in stretches
+            segment
+            for stretch, start_s, end_s in spans
+            for segment in stretch.course.shifted(-stretch.direct_s).segments(start_s, end_s)
         ),
+        drift_ppm=Segment.from_line(0.0, longest.course.slope, 0.0, 0.0).drift_ppm,
         polarity=1 if signed_heights >= 0 else -1,
-        confidence=agreement(np.concatenate([stretch.inliers for stretch in stretches]), len(stretches)),
+        confidence=agreement(
+            np.concatenate([stretch.inliers for stretch in stretches]),
+            sum(len(stretch.course.times_s) for stretch in stretches),
+        ),
         windows=Windows(
             np.concatenate([stretch.windows.times_s for stretch in stretches]),
             np.concatenate([stretch.windows.lags_s - stretch.direct_s for stretch in stretches]),
@@ -118,18 +130,8 @@ def refine(reference: Recording, recording: Recording, runs: list[Run], sample_r
     )
 
 
-def segment_of(offset_s: float, slope: float, start_s: float, end_s: float) -> Segment:
-    """The segment of a line `lag = offset_s + slope * recording time`."""
-    return Segment(start_s, end_s, offset_s, (1 / (1 + slope) - 1) * 1e6)
-
-
-def slope_of(segment: Segment) -> float:
-    return 1 / segment.rate - 1
-
-
-def agreement(inliers: np.ndarray, num_lines: int = 1) -> float:
-    """Share of windows that agree beyond the two that any line can be laid through."""
-    free = 2 * num_lines
+def agreement(inliers: np.ndarray, free: int = 2) -> float:
+    """Share of windows that agree beyond those, `free` in number, that a line or course can always be laid through."""
     return max(0.0, float(inliers.sum() - free) / (len(inliers) - free)) if len(inliers) > free else 0.0
 
 
@@ -182,39 +184,46 @@ def _rough_pass(reference: Recording, recording: Recording, segment: Segment) ->
     reach = min(MAX_DRIFT, 3 * LAG_TOLERANCE_S / float(np.ptp(centres))) if known else MAX_DRIFT
     drift = find_drift(correlations, reach)
     middle = float(correlations.times_s.mean())
-    slope = slope_of(segment) - drift
+    slope = segment.slope - drift
     offset_s = float(segment.to_reference(middle)) - middle - slope * middle
-    turned = segment_of(offset_s, slope, segment.start_s, segment.end_s)
+    turned = Segment.from_line(offset_s, slope, segment.start_s, segment.end_s)
     correlations = correlations.advanced(drift * (correlations.times_s - middle))
-    stretches = _follow(correlations, turned, ROUGH_TOLERANCE_S)
-    peak_s = highest_lag(stretches[0].pattern, correlations.size, ROUGH_REACH_S)
-    return [
-        (replace(stretch.segment, offset_s=stretch.segment.offset_s - peak_s), agreement(stretch.inliers))
-        for stretch in stretches
-    ]
+    windows, pattern = _follow(correlations, turned)
+    peak_s = highest_lag(pattern, correlations.size, ROUGH_REACH_S)
+    found = []
+    for part, line in split_lines(windows, ROUGH_TOLERANCE_S, slope, _slope_reach(windows)):
+        agreeing_s = windows.times_s[part][line.inliers]
+        bounds = float(agreeing_s[0]), float(agreeing_s[-1])
+        found.append((Segment.from_line(line.offset_s - peak_s, line.slope, *bounds), agreement(line.inliers)))
+    return found
 
 
 def _fine_pass(reference: Recording, recording: Recording, segment: Segment, limit: int) -> list[_Stretch]:
+    """The courses in a stretch, with all that was measured."""
     centres, window_s = _centres(reference, recording, segment, FINE_WINDOW_S, limit)
     correlations = correlate_windows(reference, recording, segment, centres, window_s, FINE_REACH_S)
     if len(correlations.times_s) < MIN_WINDOWS:
         return []
-    return _follow(correlations, segment, FINE_TOLERANCE_S)
+    windows, pattern = _follow(correlations, segment)
+    lines = split_lines(windows, FINE_TOLERANCE_S, segment.slope, _slope_reach(windows))
+    stretches = []
+    for part, course in fit_courses(windows, lines, FINE_TOLERANCE_S):
+        mine = windows[part]
+        agrees = np.abs(mine.lags_s - course.lags_at(mine.times_s)) <= FINE_TOLERANCE_S
+        stretches.append(_Stretch(course, mine, agrees, pattern))
+    return stretches
 
 
-def _follow(correlations: Correlations, segment: Segment, tolerance_s: float) -> list[_Stretch]:
-    """The lines along which the windows' pattern moves."""
+def _follow(correlations: Correlations, segment: Segment) -> tuple[Windows, np.ndarray]:
+    """Lags by the windows' pattern, and the pattern."""
     delays, scores, pattern = track(correlations)
     times = correlations.times_s
-    windows = Windows(times, np.asarray(segment.to_reference(times)) - times - delays, np.maximum(scores, 1e-3))
-    stretches = []
-    slope_reach = DRIFT_REACH_S / max(float(np.ptp(times)), 1.0) + DRIFT_WANDER
-    for part, line in split_lines(windows, tolerance_s, slope_of(segment), slope_reach):
-        mine = windows[part]
-        agreeing_s = mine.times_s[line.inliers]
-        bounds = float(agreeing_s[0]), float(agreeing_s[-1])
-        stretches.append(_Stretch(segment_of(line.offset_s, line.slope, *bounds), mine, line.inliers, pattern))
-    return stretches
+    lags = np.asarray(segment.to_reference(times)) - times - delays
+    return Windows(times, lags, np.maximum(scores, 1e-3)), pattern
+
+
+def _slope_reach(windows: Windows) -> float:
+    return DRIFT_REACH_S / max(float(np.ptp(windows.times_s)), 1.0) + DRIFT_WANDER
 
 
 def _find_direct_sound(
@@ -222,36 +231,36 @@ def _find_direct_sound(
 ) -> tuple[float, float]:
     """Delay and signed height of the direct sound against lines that share a pattern, from their agreeing windows."""
     windows = [
-        (stretch.segment, float(time_s))
+        (stretch.course.segment_at(time_s), time_s)
         for stretch in stretches
-        for time_s in stretch.windows.times_s[stretch.inliers]
+        for time_s in stretch.windows.times_s[stretch.inliers].tolist()
     ]
-    longest_s = max(stretch.segment.end_s - stretch.segment.start_s for stretch in stretches)
+    longest_s = max(stretch.course.end_s - stretch.course.start_s for stretch in stretches)
     window_s = float(np.clip(longest_s / 2, 1.0, DIRECT_WINDOW_S))
     return direct_delay(reference, recording, windows, sample_rate, window_s, DIRECT_REACH_S)
 
 
 def _one_clock(stretches: list[_Stretch]) -> list[_Stretch]:
     """Short stretches with the drift of the longest, turned about their middle: a recorder has one clock."""
-    longest = max((stretch.segment for stretch in stretches), key=lambda segment: segment.end_s - segment.start_s)
+    longest = max(stretches, key=lambda stretch: stretch.course.end_s - stretch.course.start_s)
     unified = []
     for stretch in stretches:
-        segment = stretch.segment
-        if segment.end_s - segment.start_s < OWN_DRIFT_S and segment is not longest:
-            middle = (segment.start_s + segment.end_s) / 2
-            offset_s = float(segment.to_reference(middle)) - middle / longest.rate
-            segment = replace(segment, offset_s=offset_s, drift_ppm=longest.drift_ppm)
-        unified.append(replace(stretch, segment=segment))
+        course = stretch.course
+        if course.end_s - course.start_s < OWN_DRIFT_S and stretch is not longest:
+            middle_s = (course.start_s + course.end_s) / 2
+            offset_s = float(course.lags_at(np.array([middle_s]))[0]) - longest.course.slope * middle_s
+            course = Course.straight(offset_s, longest.course.slope, course.start_s, course.end_s)
+        unified.append(replace(stretch, course=course))
     return unified
 
 
-def _place_jumps(reference: Recording, recording: Recording, stretches: list[_Stretch]) -> list[_Stretch]:
-    """Segments that cover the recording, every jump put where short windows change sides."""
-    edges = [0.0]
+def _jumps(reference: Recording, recording: Recording, stretches: list[_Stretch]) -> list[float]:
+    """Times on the recording's clock of the jumps between stretches: where short windows change sides."""
+    jumps: list[float] = []
     for left, right in zip(stretches, stretches[1:], strict=False):
         # A window agrees as long as the larger part of it lies on its side of the jump.
-        low = max(left.segment.end_s - FINE_WINDOW_S / 2, edges[-1])
-        high = min(right.segment.start_s + FINE_WINDOW_S / 2, right.segment.end_s)
+        low = max([left.course.end_s - FINE_WINDOW_S / 2, 0.0, *jumps[-1:]])
+        high = min(right.course.start_s + FINE_WINDOW_S / 2, right.course.end_s)
         while high - low > JUMP_WINDOW_S:
             times = np.linspace(low, high, JUMP_WINDOWS)
             on_left, on_right = (_likeness_at(reference, recording, side, times) for side in (left, right))
@@ -262,20 +271,21 @@ def _place_jumps(reference: Recording, recording: Recording, stretches: list[_St
                 low = high = middle
             else:
                 low, high = max(low, middle - 2 * step), min(high, middle + 2 * step)
-        edges.append((low + high) / 2)
-    edges.append(recording.duration_s)
-    return [
-        replace(stretch, segment=replace(stretch.segment, start_s=start, end_s=end))
-        for stretch, start, end in zip(stretches, edges, edges[1:], strict=False)
-    ]
+        jumps.append((low + high) / 2)
+    return jumps
 
 
 def _likeness_at(reference: Recording, recording: Recording, stretch: _Stretch, times_s: np.ndarray) -> np.ndarray:
-    """How well short windows fit a stretch's line and pattern, one value each; 0 where there is silence."""
+    """How well short windows fit a stretch's course and pattern, one value each; 0 where there is silence."""
     fits = np.zeros(len(times_s))
-    for index in range(len(times_s)):
+    for index, time_s in enumerate(times_s):
         here = correlate_windows(
-            reference, recording, stretch.segment, times_s[index : index + 1], JUMP_WINDOW_S, FINE_REACH_S
+            reference,
+            recording,
+            stretch.course.segment_at(float(time_s)),
+            times_s[index : index + 1],
+            JUMP_WINDOW_S,
+            FINE_REACH_S,
         )
         for spectrum in here.spectra:
             fits[index] = likeness(spectrum, stretch.pattern, here.size, JUMP_REACH_S).max()

@@ -16,6 +16,7 @@ import soundfile
 from pipeline_aud2studio import align_command, files
 from pipeline_aud2studio.alignment import Alignment, align, align_pair
 from pipeline_aud2studio.clock import Segment, blocks_on_reference_clock, read_on_reference_clock
+from pipeline_aud2studio.course import fit_courses
 from pipeline_aud2studio.direct import minimum_phase
 from pipeline_aud2studio.lags import Windows, split_lines
 from pipeline_aud2studio.matching import best_path, find_candidates
@@ -281,6 +282,29 @@ def test_lines_are_fitted_through_outliers_and_split_at_a_jump() -> None:
     for (_, line), offset_s, middle_s in zip(lines, (3.0, 3.005), (30.0, 80.0), strict=True):
         assert line.slope == pytest.approx(4e-6, abs=1e-6)
         assert line.offset_s + line.slope * middle_s == pytest.approx(offset_s + 4e-6 * middle_s, abs=1e-5)
+
+
+def test_a_clock_that_warms_up_gives_a_course_that_bends() -> None:
+    rng = np.random.default_rng(6)
+    times = np.linspace(5.0, 3595.0, 90)
+    noise = 1e-5 * rng.standard_normal(90)
+    # From +1 to -1 millionth in an hour: 0.9 ms between the middle and the ends.
+    bow = 2.0 + 1e-6 * times - 2.8e-10 * times**2
+    for truth, is_straight in ((2.0 + 3e-6 * times, True), (bow, False)):
+        lags = truth + noise
+        lags[::9] += rng.uniform(-0.02, 0.02, 10)
+        windows = Windows(times, lags, np.ones(90))
+        lines = split_lines(windows, 2.5e-4, slope=0.0, slope_reach=1e-5)
+        ((part, course),) = fit_courses(windows, lines, 2.5e-4)
+        assert part == slice(0, 90)
+        assert (len(course.times_s) == 2) == is_straight
+        assert np.abs(course.lags_at(times) - truth).max() < 4e-5
+        segments = course.segments(0.0, 3600.0)
+        assert (segments[0].start_s, segments[-1].end_s) == (0.0, 3600.0)
+        for left, right in zip(segments, segments[1:], strict=False):
+            assert float(left.to_reference(left.end_s)) == pytest.approx(
+                float(right.to_reference(left.end_s)), abs=1e-9
+            )
 
 
 def test_the_coarse_search_follows_drift_and_jumps() -> None:
