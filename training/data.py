@@ -25,8 +25,9 @@ from training.prerendered import PrerenderedPairs, StoredPair
 from training.sources import Roots
 
 CROP_TRIALS = 4
+LEVEL_SPREAD_DB = 4.0  # standard deviation of the level: a part of a long recording is not as loud as the whole
 QUIET_DB = -30.0  # a crop this far below its whole excerpt is drawn again
-MIN_RMS = 1e-5  # -100 dBFS: below it a crop is silence and is not amplified further
+MIN_RMS = 1e-5  # -100 dBFS: what is below it is silence and is not amplified further
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ class PrerenderedSource:
 def make_example(
     pair: RenderedPair | StoredPair, rng: np.random.Generator, clip_samples: int | None, slots: int
 ) -> dict[str, Any]:
-    """One training example: a random channel, a random crop, the level that the network expects.
+    """One training example: a random channel, a random crop, and the levels that the network meets in the pipeline.
+
+    Every take comes to the normal level on its own, and the clean excerpt to the level of the recording: how loud the
+    direct sound was in a hall nobody can hear, and the pipeline restores the loudness of the input in any case.
 
     Returns:
         recordings (slots, samples), num_slots, clean (samples), early (samples). Slot 0 is the channel to be
@@ -148,6 +152,10 @@ def make_example(
     clip_samples = clip_samples or samples
     start = choose_crop(pair.clean[channel], clip_samples, rng)
     recordings, clean, early = pair.crop(start, min(start + clip_samples, samples))
+    normal = np.float32(10.0 ** ((NORMAL_RMS_DB + float(rng.normal(0.0, LEVEL_SPREAD_DB))) / 20.0))
+    take_rms, clean_rms = pair.levels()
+    recordings = recordings * (normal / np.maximum(take_rms, MIN_RMS)).astype(np.float32)[:, None, None]
+    clean_gain = normal / np.float32(max(clean_rms, MIN_RMS))
     others = [recordings[0, 1 - channel]] if recordings.shape[1] == 2 else []
     filled = [recordings[0, channel], *others, *recordings[1:, channel]][:slots]
     stack = np.zeros((slots, clip_samples), dtype=np.float32)
@@ -155,13 +163,11 @@ def make_example(
     target, early_target = (np.zeros(clip_samples, dtype=np.float32) for _ in range(2))
     target[: clean.shape[-1]] = clean[channel]
     early_target[: clean.shape[-1]] = early[channel]
-    rms = max(float(np.sqrt(np.mean(np.square(filled[0], dtype=np.float64)))), MIN_RMS)
-    gain = np.float32(10.0 ** (NORMAL_RMS_DB / 20.0) / rms)
     return {
-        "recordings": gain * stack,
+        "recordings": stack,
         "num_slots": len(filled),
-        "clean": gain * target,
-        "early": gain * early_target,
+        "clean": clean_gain * target,
+        "early": clean_gain * early_target,
     }
 
 
@@ -252,8 +258,7 @@ class PairLoader:
     """Endless (or `epochs` long) iterator of batches that resumes exactly, whatever the number of workers.
 
     A batch is a dictionary of recordings (batch, slots, samples), zero where there is none; num_slots (batch,); clean
-    and early (batch, samples); row_id and condition, lists. Levels: slot 0 has an RMS of NORMAL_RMS_DB, and the same
-    gain is on all of a row.
+    and early (batch, samples); row_id and condition, lists.
     """
 
     def __init__(

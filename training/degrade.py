@@ -16,6 +16,7 @@ from training.device import Device
 from training.sources import DIRECT_S, NoiseBed, Roots, inside, read_music, read_responses
 
 CONDITIONS = ("crowd", "room", "room_crowd", "phone")
+TRAINING_CONDITIONS = (*CONDITIONS, "clean")  # who never saw clean music will "restore" it
 EARLY_S = 0.05
 MAX_LEAD_IN_S = 2.0  # music before the excerpt, so that the room already rings when it starts
 OFF_DB = -120.0  # level of a leak that is not there
@@ -46,6 +47,11 @@ RANGES = {
 }
 
 
+def rms(waveform: np.ndarray, axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """Root mean square over `axis`, or over all."""
+    return np.sqrt(np.mean(np.square(waveform, dtype=np.float64), axis=axis))
+
+
 @dataclass(frozen=True)
 class RenderedPair:
     """One training or test pair, float32, all of the same length and on one clock."""
@@ -55,6 +61,10 @@ class RenderedPair:
     early: np.ndarray  # (channels, samples), clean through the first 50 ms of the reference's response
     early_response: np.ndarray  # (channels, 50 ms), that response
     sample_rate: int
+
+    def levels(self) -> tuple[np.ndarray, float]:
+        """RMS of every recording (takes,) and of the clean excerpt, over all channels and samples."""
+        return rms(self.recordings, (1, 2)), float(rms(self.clean))
 
     def crop(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recordings (takes, channels, stop - start), clean and early (channels, stop - start)."""
@@ -78,7 +88,8 @@ def draw(
     """Choose every parameter of one degraded pair.
 
     Args:
-        condition: one of CONDITIONS; `crowd` has no room, `room` nothing else, `phone` everything.
+        condition: one of TRAINING_CONDITIONS; `crowd` has no room, `room` nothing else, `phone` everything, `clean`
+            nothing.
         music_row, rir_row, noise_rows: rows of the indexes; all noise that may be used, of one split.
         offset_s: where the excerpt of `seconds` starts in the music.
         channels: 1 (the music's downmix) or 2.
@@ -88,8 +99,8 @@ def draw(
     Returns:
         A flat row for `render`, without `row_id`, `seed` and `split`.
     """
-    if condition not in CONDITIONS:
-        raise ValueError(f"unknown condition {condition!r}: choose one of {', '.join(CONDITIONS)}")
+    if condition not in TRAINING_CONDITIONS:
+        raise ValueError(f"unknown condition {condition!r}: choose one of {', '.join(TRAINING_CONDITIONS)}")
     if ranges not in RANGES:
         raise ValueError(f"unknown ranges {ranges!r}: choose one of {', '.join(RANGES)}")
     if not 1 <= num_takes <= rir_row["num_mics"]:
@@ -108,9 +119,9 @@ def draw(
         "music_offset_s": float(offset_s),
     }
     row |= _draw_loudspeakers(rng, everything, channels)
-    row |= _draw_room(rng, condition != "crowd", rir_row, RANGES[ranges], channels, num_takes)
+    row |= _draw_room(rng, condition not in ("crowd", "clean"), rir_row, RANGES[ranges], channels, num_takes)
     row["lead_in_s"] = float(min(offset_s, MAX_LEAD_IN_S, row["rt60_s"]))
-    row |= _draw_crowd(rng, condition != "room", noise_rows, RANGES[ranges], num_takes)
+    row |= _draw_crowd(rng, condition not in ("room", "clean"), noise_rows, RANGES[ranges], num_takes)
     row |= _draw_local_noises(rng, everything, noise_rows, num_takes)
     devices = [device.draw(rng) if everything else asdict(Device()) for _ in range(num_takes)]
     for take in range(1, num_takes):

@@ -5,27 +5,24 @@ from __future__ import annotations
 import torch
 
 
-def si_sdr_loss(
-    estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0, floor_db: float = -10.0
-) -> torch.Tensor:
-    """Negative scale-invariant SDR in dB, softly bounded at both ends.
+def si_sdr_loss(estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0) -> torch.Tensor:
+    """Negative SI-SDR in dB that knows right from wrong polarity, softly bounded.
 
-    SI-SDR after Le Roux et al., "SDR - half-baked or well done?" (2019); the upper bound, which keeps an easy clip
-    from outweighing the hard ones, after Wisdom et al., "Unsupervised sound separation using mixture invariant
-    training" (2020). The lower bound is for rooms: tonal music in a hall hardly correlates with the clean signal, down
-    to -30 dB, where the gradient of SI-SDR is large and no more than noise.
+    With the correlation coefficient `rho` of estimate and target, SI-SDR (Le Roux et al., "SDR - half-baked or well
+    done?", 2019) is `rho^2 / (1 - rho^2)`. It is even in `rho`: where tonal music in a hall correlates negatively with
+    the clean signal, and a quarter of such clips do, its gradient asks for more of the wrong polarity, and around zero
+    it explodes. So `rho^2` becomes `((1 + rho) / 2)^2` here, which leaves `(1 + rho) / (1 - rho) / 4`: SI-SDR for good
+    estimates (0.05 dB more at 16 dB, 0.3 dB more at 8 dB), a finite slope for bad ones. (It is Fisher's z.)
 
     Args:
         estimate, target: Waveforms (batch, samples).
-        ceiling_db: The value that a perfect estimate reaches.
-        floor_db: The value that an estimate without any correlation reaches.
+        ceiling_db: The value that a perfect estimate reaches; it keeps an easy clip from outweighing the hard ones
+            (Wisdom et al., "Unsupervised sound separation using mixture invariant training", 2020).
     """
-    energy = target.square().sum(-1, keepdim=True).clamp_min(1e-8)
-    projection = (estimate * target).sum(-1, keepdim=True) / energy * target
-    signal = projection.square().sum(-1)
-    error = (estimate - projection).square().sum(-1)
-    best, worst = 10 ** (-ceiling_db / 10), 10 ** (floor_db / 10)
-    return -10 * torch.log10((signal + worst * error + 1e-8) / (error + best * signal + 1e-8)).mean()
+    norms = (estimate.square().sum(-1) * target.square().sum(-1)).clamp_min(1e-12).sqrt()
+    rho = (estimate * target).sum(-1) / norms
+    bound = 2 / (4 * 10 ** (ceiling_db / 10) - 1)
+    return -10 * torch.log10((1 + rho + bound) / (1 - rho + bound) / 4).mean()
 
 
 def compressed_stft_loss(estimate: torch.Tensor, target: torch.Tensor, exponent: float = 0.3) -> torch.Tensor:

@@ -22,7 +22,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from training import prerendered
-from training.degrade import CONDITIONS, RANGES, draw, render
+from training.degrade import CONDITIONS, RANGES, TRAINING_CONDITIONS, draw, render
 from training.jsonl import read_rows, write_rows
 from training.manifest import SPLITS, check_header, check_row, read_header, versions
 from training.sources import Roots, read_music
@@ -218,7 +218,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--first-row", type=int, default=0, help="id of the first row, to add rows to others")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a pair")
     parser.add_argument("--sample-rate", type=int, default=44_100, help="in Hz")
-    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="NAME:WEIGHT,... (default: all alike)")
+    parser.add_argument(
+        "--conditions",
+        default=",".join(CONDITIONS),
+        help=f"NAME:WEIGHT,... of {', '.join(TRAINING_CONDITIONS)} (default: %(default)s, all alike)",
+    )
     parser.add_argument(
         "--takes", default="1:0.7,2:0.15,3:0.1,4:0.05", help="recordings per performance, N:WEIGHT,..."
     )
@@ -249,8 +253,9 @@ def make_rows(options: argparse.Namespace, roots: Roots) -> list[dict[str, Any]]
         check_header(header)
         return [check_row(row) for row in read_rows(options.out)]
     conditions = parse_weights(options.conditions)
-    if unknown := set(conditions) - set(CONDITIONS):
-        raise ValueError(f"unknown condition {', '.join(sorted(unknown))}: choose from {', '.join(CONDITIONS)}")
+    if unknown := set(conditions) - set(TRAINING_CONDITIONS):
+        known = ", ".join(TRAINING_CONDITIONS)
+        raise ValueError(f"unknown condition {', '.join(sorted(unknown))}: choose from {known}")
     if options.count < 1 or options.first_row < 0:
         raise ValueError("--count must be at least 1, --first-row at least 0")
     drawer = Drawer(

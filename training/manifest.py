@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.codecs import CODECS
-from training.degrade import CONDITIONS, LOCAL_NOISES, RANGES
+from training.degrade import LOCAL_NOISES, RANGES, TRAINING_CONDITIONS
 from training.device import Device
 
 SPLITS = ("train", "validation", "test")
@@ -68,7 +68,7 @@ _COMMON: dict[str, Field] = {
     "row_id": Number(0, 2**53, whole=True),
     "seed": Number(0, 2**53, whole=True),
     "split": Text(choices=SPLITS),
-    "condition": Text(choices=CONDITIONS),
+    "condition": Text(choices=TRAINING_CONDITIONS),
     "sample_rate": Number(8000, 192_000, whole=True),
     "seconds": Number(0.1, MAX_SECONDS),
     "channels": Number(1, 2, whole=True),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from training.degrade import RenderedPair, convolve, render
+from training.degrade import RenderedPair, convolve, render, rms
 from training.sources import Roots
 
 FORMAT = 1
@@ -40,6 +40,12 @@ class StoredPair:
     def clean(self) -> np.ndarray:
         """(channels, samples) in the units of the file, for levels only."""
         return self.tracks[self.num_takes * self.channels :]
+
+    def levels(self) -> tuple[np.ndarray, float]:
+        """RMS of every recording (takes,) and of the clean excerpt, over all channels and samples."""
+        power = np.square(rms(self.tracks, (1,)) * np.asarray(self.scales) / FULL_SCALE)  # of every track
+        takes = power[: self.num_takes * self.channels].reshape(self.num_takes, self.channels)
+        return np.sqrt(takes.mean(axis=1)), float(np.sqrt(power[self.num_takes * self.channels :].mean()))
 
     def crop(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recordings (takes, channels, stop - start), clean and early (channels, stop - start), float32."""

@@ -73,6 +73,12 @@ def test_clean_is_the_file(corpus: Roots) -> None:
     np.testing.assert_array_equal(render(row, corpus).clean, expected)
 
 
+def test_clean_music_is_recorded_as_it_is(corpus: Roots) -> None:
+    pair = render(drawn(corpus, "clean", num_takes=2), corpus)
+    np.testing.assert_allclose(pair.recordings[0], pair.clean, atol=1e-6)
+    np.testing.assert_array_equal(pair.early, pair.clean)
+
+
 def test_crowd_is_at_the_recorded_snr(corpus: Roots) -> None:
     for seed in range(4):
         row = drawn(corpus, "crowd", seed=seed, num_takes=2)
