@@ -27,6 +27,7 @@ lint: $(VENV)/all.installed
 benchmark: $(VENV)/all.installed
 	$(BIN)/python -m training.prepare_benchmark
 	$(BIN)/python -m training.evaluate
+	$(BIN)/python -m training.evaluate_extremes
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
