@@ -135,8 +135,12 @@ class BandTransform:
         """
         self._on(stft.device)
         centred = stft * self._centering[:, None]
-        average = torch.complex(self._averaging @ centred.real, self._averaging @ centred.imag)
+        average = torch.complex(self.average(centred.real), self.average(centred.imag))
         return average * self._demodulation(stft.shape[-1], first_frame, stft.device)
+
+    def average(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of every band, weighted by its triangle: real (..., bins, frames) to (..., bands, frames)."""
+        return self._on(values.device)._averaging @ values
 
     def _demodulation(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
         # Whole turns are dropped in double precision: after hours, float32 would have lost the phase.
