@@ -8,7 +8,7 @@ import torch
 
 
 def si_sdr_loss(
-    estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0, softness: float = 0.2
+    estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0, softness: float = 0.4
 ) -> torch.Tensor:
     """Negative SI-SDR in dB that knows right from wrong polarity, softly bounded.
 

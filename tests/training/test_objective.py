@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from auraloss.freq import MultiResolutionSTFTLoss
 from diffusers import DDPMScheduler
 from torch import nn
 from transformers import ASTConfig, ASTModel
@@ -8,7 +9,7 @@ from transformers import ASTConfig, ASTModel
 from pipeline_aud2studio.conditioning import condition_tokens
 from pipeline_aud2studio.image import BandImage
 from pipeline_aud2studio.spectral import BandTransform
-from training.objective import RestorationObjective, min_snr_weights
+from training.objective import MR_STFT_WINDOWS, MagnitudeLoss, RestorationObjective, min_snr_weights
 
 FRAMES = 32
 WEIGHTS = {"diffusion": 1.0, "compressed_stft": 2.0, "mr_stft": 0.5, "si_sdr": 0.1}
@@ -59,7 +60,7 @@ def test_losses_of_an_untrained_model_are_those_of_the_input(objective):
     predictive = objective.unet.timesteps == 999
     recording, clean = data["recordings"][predictive, 0], data["clean"][predictive]
     rho = nn.functional.cosine_similarity(recording, clean, dim=-1)
-    signal = ((rho + (rho.square() + 0.04).sqrt()) / (1 + 1.04**0.5)).square()
+    signal = ((rho + (rho.square() + 0.16).sqrt()) / (1 + 1.16**0.5)).square()
     expected = -10 * torch.log10(signal / (1 - signal + 1e-3)).mean()
     assert float(losses["si_sdr"]) == pytest.approx(float(expected), abs=1e-2)
     weighted = sum(WEIGHTS[name] * float(losses[name]) for name in WEIGHTS)
@@ -143,3 +144,10 @@ def test_min_snr_weights_against_their_formula(prediction_type):
     weights = min_snr_weights(scheduler, timesteps, 5.0)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
     assert float(weights[-1]) == pytest.approx(1.0)  # the predictive pass learns its mel
+
+
+def test_magnitude_losses_are_those_of_auraloss() -> None:
+    estimate, target = torch.randn(2, 3, 1, 8192, generator=torch.Generator().manual_seed(0))
+    expected = MultiResolutionSTFTLoss([512, 2048], [128, 512], [512, 2048])(estimate, target)
+    losses = [MagnitudeLoss(window)(estimate, target) for window in MR_STFT_WINDOWS]
+    assert float(sum(losses)) / 2 == pytest.approx(float(expected), rel=1e-6)
