@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -104,6 +104,18 @@ def read(path: str | os.PathLike[str], start_s: float | None = None, end_s: floa
         at_s = start_s + int(np.argmin(finite)) / audio.sample_rate
         raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
     return audio
+
+
+def excerpt(audio: Audio, path: Path, start_s: float | None, end_s: float | None) -> Audio:
+    """The part of a decoded file between two times, as `read` would have given it.
+
+    Raises:
+        AudioError: the file ends before the start.
+    """
+    start, stop = _excerpt(start_s or 0.0, end_s, audio.sample_rate, audio.waveform.shape[1])
+    if start >= stop:
+        raise AudioError(f"{path} ends before the start that was asked for ({start_s:g} s)")
+    return replace(audio, waveform=audio.waveform[:, start : int(stop)])
 
 
 def _check_format(path: Path, sample_rate: int, channels: int) -> None:

@@ -30,6 +30,7 @@ PROGRAM = "aud2studio"
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+MAX_TAKES = 4  # recordings of one performance that the shipped model stacks
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -72,7 +73,12 @@ def _within(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Restores audience recordings of concerts.", allow_abbrev=False)
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Restores audience recordings of concerts.",
+        epilog=f"`{PROGRAM} align --help`: recordings of one performance on one clock, without restoring them.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add(
         "--inputs",
@@ -80,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="PATH",
-        help="a recording; or several takes of one performance, already aligned, the first of which is restored; or a"
+        help="a recording; or several recordings of one performance, which are aligned and restored together; or a"
         " folder, each audio file of which is restored",
     )
     add("--save", required=True, type=Path, metavar="PATH", help="the .wav or .flac to write; a folder for a folder")
@@ -102,6 +108,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="brighter (positive) or darker towards both ends of the spectrum",
     )
     add("--limiter", action="store_true", help="limit peaks to -1 dBFS")
+    add(
+        "--reference",
+        type=_within(int, 1, 1000),
+        metavar="N",
+        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
+    )
+    add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
+    add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
     add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
     add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
     add(
@@ -130,6 +144,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             "--dryness mixes in phase, and the vocoder's phase is its own: use faithful, or leave it at 1"
         )
+    if args.reference is not None:
+        if args.aligned:
+            raise ValueError("--reference goes with alignment: with --aligned the first input is the reference")
+        if args.reference > len(args.inputs):
+            raise ValueError(
+                f"--reference has to be the number of an input, 1 to {len(args.inputs)}, got {args.reference}"
+            )
     if args.end is not None and args.end <= (args.start or 0.0):
         raise ValueError(f"--end has to be after --start, got {args.end:g} and {args.start or 0.0:g} s")
     if args.plot is not None and args.plot.suffix.lower() != ".png":
@@ -264,7 +285,7 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
 
 def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
     """Read, restore, finish, write, draw."""
-    takes = [files.read(path, args.start, args.end) for path in job.inputs]
+    number, takes = read_takes(job.inputs, args)
     reference = takes[0]
     sample_rate = args.sample_rate or reference.sample_rate
     suffix = job.output.suffix.lower()
@@ -273,7 +294,7 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
     files.check_output(job.output, args.overwrite, round(num_samples * BYTES_PER_SAMPLE[subtype]))
 
     if audio.rms_db(reference.waveform) < audio.SILENCE_RMS_DB:
-        _say(f"notice: {job.inputs[0]} is silent: it is returned as it is")
+        _say(f"notice: {job.inputs[number]} is silent: it is returned as it is")
         waveform, seconds = reference.waveform, 0.0
     else:
         loaded = pipeline()
@@ -286,9 +307,23 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
         from .plot import plot_spectrograms
 
         before = audio.resample(reference.waveform, reference.sample_rate, sample_rate)
-        panels = {f"{job.inputs[0].name}: before": before, f"{job.output.name}: after": finished}
+        panels = {f"{job.inputs[number].name}: before": before, f"{job.output.name}: after": finished}
         plot_spectrograms(args.plot, panels, sample_rate, args.start or 0.0)
     return Restored(job.output, reference.seconds, seconds)
+
+
+def read_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Audio]]:
+    """Which input is the reference, and the takes on its clock, the reference first."""
+    if len(paths) == 1 or args.aligned:
+        return 0, [files.read(path, args.start, args.end) for path in paths]
+    from .gather import gather
+
+    reference = None if args.reference is None else args.reference - 1
+    recordings, names = [files.read(path) for path in paths], [path.name for path in paths]
+    number, takes = gather(
+        recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}")
+    )
+    return number, [files.excerpt(take, paths[number], args.start, args.end) for take in takes]
 
 
 def run_pipeline(pipeline: Aud2StudioPipeline, takes: Sequence[Audio], args: argparse.Namespace) -> Waveform:
@@ -327,13 +362,28 @@ def notices() -> Iterator[None]:
         yield
 
 
+def run(args: argparse.Namespace) -> None:
+    for restored in restore(args):
+        speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
+        print(f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["align"]:
+        from . import align_command
+
+        parser: argparse.ArgumentParser = _Parser(
+            prog=f"{PROGRAM} align", description="Puts recordings of one performance on one clock.", allow_abbrev=False
+        )
+        align_command.add_arguments(parser)
+        work: Callable[[argparse.Namespace], object] = align_command.run
+        args = parser.parse_args(words[1:])
+    else:
+        args, work = build_parser().parse_args(words), run
     with notices():
         try:
-            for restored in restore(args):
-                speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
-                print(f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}")
+            work(args)
         except KeyboardInterrupt:
             return _fail("interrupted", 130)
         except ValueError as error:

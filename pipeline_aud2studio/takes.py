@@ -74,5 +74,9 @@ def _as_take(audio: AudioInput) -> np.ndarray:
 
 
 def rms(waveform: np.ndarray) -> float:
-    """Root mean square over all channels and samples."""
-    return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+    """Root mean square over the samples (channels, samples) in which anything was recorded.
+
+    A take that began late or was paused is zero there, to the bit, on the reference's clock; that is no quiet music.
+    """
+    power = np.square(waveform, dtype=np.float64).sum(axis=0)
+    return float(np.sqrt(power.sum() / len(waveform) / max(np.count_nonzero(power), 1)))

@@ -81,15 +81,16 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
 
 
 def test_several_takes_are_one_performance(cli, tmp_path: Path) -> None:
-    """Another rate, length and channel count; the first take decides what comes out."""
+    """Another rate, length and channel count; aligned already, the first take decides what comes out."""
     files.write(tmp_path / "a.wav", recording(2), RATE)
     files.write(tmp_path / "b.flac", recording(1, 0.5, 48000), 48000)
-    assert cli("--inputs", tmp_path / "a.wav", tmp_path / "b.flac", "--save", tmp_path / "two.wav")[0] == 0
+    takes = [tmp_path / "a.wav", tmp_path / "b.flac"]
+    assert cli("--inputs", *takes, "--aligned", "--save", tmp_path / "two.wav")[0] == 0
     assert cli("--inputs", tmp_path / "a.wav", "--save", tmp_path / "one.wav")[0] == 0
     two, one = (files.read(tmp_path / name).waveform for name in ("two.wav", "one.wav"))
     assert two.shape == one.shape == recording(2).shape
     assert np.abs(two - one).max() > 1e-3
-    status, _, err = cli("--inputs", *[tmp_path / "a.wav"] * 5, "--save", tmp_path / "five.wav")
+    status, _, err = cli("--inputs", *[tmp_path / "a.wav"] * 5, "--aligned", "--save", tmp_path / "five.wav")
     assert (status, "1 to 4 takes" in err) == (2, True)
 
 
