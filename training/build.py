@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -18,7 +19,8 @@ from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.image import BandImage
 from pipeline_aud2studio.spectral import BandTransform
 
-from .config import AST_PATCH, TrainingConfig
+from .config import AST_PATCH, TrainConfig, TrainingConfig
+from .muon import Muon
 from .objective import RestorationObjective
 
 SCHEDULERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
@@ -113,6 +115,24 @@ def build_objective(
         weights=config.loss.weights,
         snr_gamma=config.train.snr_gamma,
     )
+
+
+# Where the network meets the image: rows and columns of these matrices are channels with a meaning of their own.
+ENDS = ("conv_in.", "conv_out.", "embeddings.")
+
+
+def build_optimizer(train: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of a model."""
+    betas = (train.adam_beta1, train.adam_beta2)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=train.lr, betas=betas, weight_decay=train.weight_decay, fused=True
+        )
+    named = list(model.named_parameters())
+    inside = [parameter.dim() >= 2 and not any(end in name for end in ENDS) for name, parameter in named]
+    matrices = [parameter for (_, parameter), is_inside in zip(named, inside, strict=True) if is_inside]
+    others = [parameter for (_, parameter), is_inside in zip(named, inside, strict=True) if not is_inside]
+    return Muon(matrices, others, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
 
 
 def build_pipeline(

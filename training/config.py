@@ -117,7 +117,7 @@ class TrainConfig(Section):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: NonNegativeInt = 200
     lr_decay_steps: PositiveInt | None = None  # cosine: the last steps that decay to zero; none: all after the warm-up
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: AdamW for what is no matrix
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: NonNegativeFloat = 0.01

@@ -8,7 +8,6 @@ folder (with an index.json or not) join them. `index.jsonl` names kind, length, 
 
 import argparse
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from training.corpora import is_audio
 from training.jsonl import merge_rows
+from training.measured import index_entries
 from training.nuisances import coloured_noise, filtered, handling, hiss, hum, room_around, slow_curve, wind
 from training.public import CORPORA, fetch_corpus
 
@@ -320,9 +320,9 @@ def synthesise(out: Path, count: int, seed: int) -> list[dict[str, Any]]:
 
 def recorded(folder: Path, out: Path, licence: str = "own") -> list[dict[str, Any]]:
     """Rows of the recorded crowds in a folder: those its index.json calls a crowd, or all audio files."""
-    index = folder / "index.json"
-    if index.exists():
-        entries = [entry for entry in json.loads(index.read_text()) if entry["kind"] == "crowd"]
+    indexed = index_entries(folder)
+    if indexed is not None:
+        entries = [entry for entry in indexed if entry["kind"] == "crowd"]
     else:
         files = sorted(path for path in folder.rglob("*") if is_audio(path.name))
         entries = [{"file": f.relative_to(folder).as_posix(), "licence": licence, "origin": f.name} for f in files]
@@ -337,7 +337,7 @@ def recorded(folder: Path, out: Path, licence: str = "own") -> list[dict[str, An
         write_flac(path, levelled(np.broadcast_to(waveform[:2], (2, waveform.shape[1]))))
         share = int(hashlib.sha256(entry["file"].encode()).hexdigest()[:8], 16) / 2**32
         own_split = "test" if share < 0.1 else "validation" if share < 0.2 else "train"
-        split = "test" if source.stem in TEST_FILES else "train" if index.exists() else own_split
+        split = "test" if source.stem in TEST_FILES else "train" if indexed is not None else own_split
         rows.append(describe(path, out, "crowd", split, entry["licence"], entry["origin"]))
     return rows
 

@@ -26,6 +26,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from training.jsonl import merge_rows
+from training.measured import index_entries
 from training.public import CORPORA, fetch_corpus
 from training.rooms import DIRECT_S, EARLY_S, energy_ratio_db, t20_s, tidy
 from training.venues import Venue, generate, simulate
@@ -105,10 +106,7 @@ def is_response(name: str) -> bool:
 
 
 def measured_files(folder: Path, licence: str) -> list[dict[str, Any]]:
-    """The response files of a folder: from its index.json where it has one, else each audio file by its sub-folder."""
-    index = folder / "index.json"
-    if index.exists():
-        return [entry for entry in json.loads(index.read_text()) if "t20_s" in entry]
+    """The response files of a folder that has no index: each audio file, its sub-folder is the venue."""
     files = sorted(path for path in folder.rglob("*") if is_response(path.name))
     if not files:
         raise ValueError(f"{folder} has neither an index.json nor WAV, FLAC or AIFF files")
@@ -158,15 +156,17 @@ def prepare_measured(folder: Path, out: Path, licence: str = "own") -> list[dict
 
     Microphones that hear no direct path (around a corner, through a door) are left out with a notice.
     """
-    known = (folder / "index.json").exists()
+    indexed = index_entries(folder)
+    known = indexed is not None
+    entries = measured_files(folder, licence) if indexed is None else [e for e in indexed if "t20_s" in e]
     spaces: dict[str, list[dict[str, Any]]] = {}
-    for entry in measured_files(folder, licence):
+    for entry in entries:
         spaces.setdefault(entry["space"], []).append(entry)
     rows = []
-    for space, entries in tqdm(spaces.items(), desc="measured"):
-        is_plate = "plate" in entries[0]["kind"]
+    for space, of_venue in tqdm(spaces.items(), desc="measured"):
+        is_plate = "plate" in of_venue[0]["kind"]
         microphones: dict[int, list[tuple[np.ndarray, dict[str, Any]]]] = {1: [], 2: []}
-        for entry in entries:
+        for entry in of_venue:
             try:
                 for response in read_measured(folder / entry["file"], is_plate):
                     drr_db = min(describe(response, len(response))["drr_db"])

@@ -27,7 +27,7 @@ from transformers import ASTModel
 
 from pipeline_aud2studio import Aud2StudioPipeline
 
-from .build import build_condition_encoder, build_objective, build_pipeline, build_unet
+from .build import build_condition_encoder, build_objective, build_optimizer, build_pipeline, build_unet
 from .checkpoints import (
     History,
     atomic_folder,
@@ -127,13 +127,7 @@ class Trainer:
         objective = build_objective(config, unet, condition_encoder).to(self.device)
         self.parameters = dict(objective.named_parameters())
         self.ema = averaged(objective, train.ema_decay).eval() if train.ema else None
-        optimizer = torch.optim.AdamW(
-            objective.parameters(),
-            lr=train.lr,
-            betas=(train.adam_beta1, train.adam_beta2),
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
+        optimizer = build_optimizer(train, objective)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.objective.train()
 

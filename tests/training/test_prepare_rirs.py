@@ -60,6 +60,23 @@ def test_measured_responses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert rows["hall"]["drr_db"] == pytest.approx([drr_db] * 6, abs=0.6)
 
 
+def test_an_index_one_level_up_still_says_which_files_are_one_hall(tmp_path: Path) -> None:
+    (tmp_path / "source" / "rir").mkdir(parents=True)
+    folder = measured_folder(tmp_path / "source" / "rir")
+    entries = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").unlink()
+    moved = [{**entry, "file": f"rir/{entry['file']}"} for entry in entries]
+    (folder.parent / "index.json").write_text(json.dumps([*moved, {"file": "crowd/applause.wav", "kind": "crowd"}]))
+    main(["--out", str(tmp_path / "rirs"), "--measured", str(folder)])
+    rows = read_rows(tmp_path / "rirs" / "index.jsonl")
+    assert {row["venue"]: row["split"] for row in rows} == {
+        "hall": "train",
+        "plate": "train",
+        "St. Margaret's Church": "test",
+    }
+    assert {row["licence"] for row in rows} == {"CC0"}
+
+
 def test_generated_venues_resume_and_repeat(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path), "--seed", "3", "--generate"]
     main([*arguments, "2"])

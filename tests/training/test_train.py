@@ -44,6 +44,7 @@ TOY = {
     },
     "scheduler": {"num_inference_steps": 1},
     "train": {
+        "optimizer": "muon",
         "batch_size": 2,
         "lr": 1e-3,
         "lr_warmup_steps": 3,
@@ -285,9 +286,10 @@ def test_a_run_starts_with_the_weights_of_a_pipeline(config, reference, tmp_path
     assert run(config, tmp_path, "--init_from", str(reference / "pipeline"), "--max_train_steps", "1") == 0
     given = load_file(reference / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     trained = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
-    # One step of the warm-up moves a weight by a third of the learning rate at most.
+    # One step of the warm-up, at a third of the learning rate, moves a matrix by as much as AdamW would: 0.2 of that.
     for name, weight in given.items():
-        assert (trained[f"unet.{name}"] - weight.float()).abs().max() < 4e-4
+        moved = trained[f"unet.{name}"] - weight.float()
+        assert moved.square().mean().sqrt() < 4e-4
     state = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
     assert (state["step"], state["ema_updates"]) == (1, 1)
 
