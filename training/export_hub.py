@@ -1,0 +1,206 @@
+"""Writes a complete repository for the Hub, checks it, and pushes it if asked to.
+
+    python -m training.export_hub --checkpoint runs/tiny/best-4000 --out build/hub
+    python -m training.export_hub --checkpoint runs/tiny/best-4000 --out build/hub --push org/aud2studio --private
+
+The folder holds the pipeline as stock components (safetensors, float32 and the `fp16` variant), `pipeline.py` and its
+siblings as remote code, the model card with its figures, the training record and the licence. It is loaded in every
+way that the card names, in a fresh environment too, before anything is pushed; the same command goes on with a push
+that was interrupted. The token is that of `hf auth login` or `HF_TOKEN`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import MMAudioVocoder
+
+from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
+
+from .build import build_condition_encoder, build_pipeline, build_unet
+from .checkpoints import STATE_FILE, atomic_folder, load_checkpoint
+from .config import parse_config
+from .hub import push_folder
+from .hub_verify import verify
+from .remote_code import PACKAGE, remote_code_files
+
+LICENCE = PACKAGE.parent / "LICENSE"
+HALF = "fp16"
+
+
+def load_pipeline(checkpoint: Path, vocoder: Path | None = None) -> Aud2StudioPipeline:
+    """The pipeline of a checkpoint in float32.
+
+    Args:
+        checkpoint: A pipeline's folder (`runs/EXPERIMENT/best-STEP`, `runs/EXPERIMENT/pipeline`), or a
+            `checkpoint-STEP` of a run, of which the averaged weights are taken.
+        vocoder: Folder of an MMAudioVocoder instead of the checkpoint's own.
+
+    Raises:
+        ValueError: If there is no pipeline in the folder, a file of it is damaged, or there is no vocoder.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint} is not a folder")
+    own = None if vocoder is None else _load_vocoder(vocoder)
+    if (checkpoint / "model_index.json").is_file():
+        replaced: dict[str, Any] = {} if own is None else {"vocoder": own}
+        try:
+            pipeline = Aud2StudioPipeline.from_pretrained(checkpoint, dtype=torch.float32, **replaced)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from error
+    elif (checkpoint / STATE_FILE).is_file():
+        pipeline = _from_training(checkpoint, own)
+    else:
+        found = sorted(path.parent.name for path in checkpoint.glob("*/model_index.json"))
+        raise ValueError(
+            f"{checkpoint} holds neither model_index.json nor {STATE_FILE}: it is no checkpoint"
+            + (f"; did you mean {checkpoint / found[-1]}?" if found else "")
+        )
+    if pipeline.vocoder is None:
+        raise ValueError(f"{checkpoint} has no vocoder: give one with --vocoder DIR")
+    return pipeline
+
+
+def _from_training(checkpoint: Path, vocoder: MMAudioVocoder | None) -> Aud2StudioPipeline:
+    tensors, state = load_checkpoint(checkpoint)
+    config = parse_config(state["config"], source=str(checkpoint))
+    models = {"unet": build_unet(config), "condition_encoder": build_condition_encoder(config)}
+    weights = tensors.get("ema", tensors["model"])
+    for name, model in models.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        try:
+            missing = model.load_state_dict(own, strict=False).missing_keys
+            if missing := sorted(set(missing) & {key for key, _ in model.named_parameters()}):
+                raise RuntimeError(f"{missing[0]} is missing")
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} does not fit its configuration: {str(error).splitlines()[0]}") from error
+    if vocoder is None and config.export.vocoder is not None:
+        vocoder = _load_vocoder(config.export.vocoder)
+    return build_pipeline(config, models["unet"].eval(), models["condition_encoder"].eval(), vocoder)
+
+
+def _load_vocoder(folder: Path) -> MMAudioVocoder:
+    try:
+        return MMAudioVocoder.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no vocoder: {str(error).splitlines()[0]}") from error
+
+
+def write_repository(pipeline: Aud2StudioPipeline, out: Path, documents: Path) -> None:
+    """Writes the repository's folder, all or nothing; an earlier export is replaced.
+
+    Args:
+        pipeline: In float32.
+        out: The folder.
+        documents: Folder whose content (card, figures, training record) is put beside the components.
+
+    Raises:
+        ValueError: If `out` is something else than an earlier export, or float16 cannot hold the weights.
+    """
+    if not is_export(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty and not an earlier export: choose another folder")
+    if not LICENCE.is_file():
+        raise ValueError(f"{LICENCE} is missing: run this from a clone of the repository")
+    with atomic_folder(out) as temporary:
+        halved(pipeline).save_pretrained(temporary, variant=HALF)
+        pipeline.save_pretrained(temporary)  # last, so that the configurations are those of float32
+        _forget_origin(temporary)
+        for file in remote_code_files():
+            shutil.copyfile(file, temporary / file.name)
+        shutil.copyfile(LICENCE, temporary / "LICENSE")
+        shutil.copytree(documents, temporary, dirs_exist_ok=True)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Takes the path that a pipeline was loaded from out of its configurations: it names a private disk."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is what `write_repository` writes."""
+    return all((folder / name).is_file() for name in ("model_index.json", "pipeline.py", "LICENSE"))
+
+
+def halved(pipeline: Aud2StudioPipeline) -> Aud2StudioPipeline:
+    """A copy with float16 weights.
+
+    Raises:
+        ValueError: If a weight is beyond what float16 holds.
+    """
+    parts = {name: copy.deepcopy(part) for name, part in pipeline.components.items()}
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            part.half()
+            if wrong := [key for key, value in part.state_dict().items() if not torch.isfinite(value).all()]:
+                raise ValueError(f"{name}: {wrong[0]} is beyond the range of float16")
+    settings = {key: value for key, value in pipeline.config.items() if key not in parts and not key.startswith("_")}
+    return Aud2StudioPipeline(**parts, **settings)
+
+
+def collect_documents(checkpoint: Path, folder: Path) -> None:
+    """Copies a checkpoint's card, record and figures."""
+    if not (checkpoint / "README.md").is_file():
+        raise ValueError(f"{checkpoint} has no README.md, the model card")
+    for name in ("README.md", "training.json"):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    if (checkpoint / "figures").is_dir():
+        shutil.copytree(checkpoint / "figures", folder / "figures")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.export_hub", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--checkpoint", type=Path, default=shipped_weights(), help="a pipeline's folder or a run's checkpoint-STEP"
+    )
+    parser.add_argument("--vocoder", type=Path, metavar="DIR", help="vocoder instead of the checkpoint's own")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the repository's folder; an earlier export is replaced"
+    )
+    parser.add_argument("--push", metavar="REPO", help="upload to this repository of the Hub, as org/aud2studio")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--tag", default=f"v{version('aud2studio')}", help="of what is pushed (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        pipeline = load_pipeline(options.checkpoint, options.vocoder)
+        with tempfile.TemporaryDirectory(prefix="aud2studio-") as documents:
+            collect_documents(options.checkpoint, Path(documents))
+            write_repository(pipeline, options.out, Path(documents))
+        print(f"{options.out} is written; loading it in every way that its card names.")
+        for line in verify(options.out):
+            print(f"  {line}")
+        if options.push:
+            message = f"aud2studio {options.tag}"
+            commit = push_folder(options.out, options.push, private=options.private, tag=options.tag, message=message)
+            print(f"{options.push} holds it as {options.tag}, commit {commit}")
+    except (ValueError, OSError) as error:
+        print(f"export_hub: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
