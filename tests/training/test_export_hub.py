@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from hub_server import HubServer, running
 from safetensors.torch import load_file, save_file
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from hub_server import HubServer, running
 from training import export_hub, hub_verify, remote_code
 from training.checkpoints import save_checkpoint
 from training.config import parse_config
