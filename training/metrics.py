@@ -32,7 +32,7 @@ def si_sdr(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the shapes differ or the target is silent.
     """
-    estimate, target = _checked(estimate, target)
+    estimate, target = checked(estimate, target)
     scale = (estimate * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
     projection = scale * target
     return _ratio_db(projection, estimate - projection)
@@ -44,7 +44,7 @@ def sdr(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     The energy of the target over the energy of the difference: the "SNR" of Le Roux et al. (2019), and the SDR of the
     music demixing challenges since 2021, without the filters of BSS Eval.
     """
-    estimate, target = _checked(estimate, target)
+    estimate, target = checked(estimate, target)
     return _ratio_db(target, estimate - target)
 
 
@@ -56,7 +56,7 @@ def multi_resolution_stft(estimate: torch.Tensor, target: torch.Tensor) -> torch
     resolutions. The target is first brought to -23 dBFS, where that floor belongs, and the estimate to the target's
     level (`level_matched`): restorations keep the level of the recording, not that of the clean original.
     """
-    estimate, target = _checked(estimate, target)
+    estimate, target = checked(estimate, target)
     normal = 10 ** (NORMAL_RMS_DB / 20) / target.square().mean(-1, keepdim=True).sqrt()
     matched = level_matched(estimate, target) * normal
     distance = MultiResolutionSTFTLoss(list(MR_STFT_FFTS), list(MR_STFT_HOPS), list(MR_STFT_WINDOWS))
@@ -75,7 +75,7 @@ def log_spectral_distance(estimate: torch.Tensor, target: torch.Tensor) -> torch
     the target's level (`level_matched`); both are clamped 60 dB below the target's strongest bin, so that what
     nobody hears does not decide.
     """
-    estimate, target = _checked(estimate, target)
+    estimate, target = checked(estimate, target)
     estimated, wanted = _magnitudes(level_matched(estimate, target)), _magnitudes(target)
     floor = wanted.amax((-2, -1), keepdim=True) * 10 ** (-LSD_RANGE_DB / 20)
     difference_db = 20 * torch.log10(torch.maximum(estimated, floor) / torch.maximum(wanted, floor))
@@ -115,7 +115,8 @@ def mean_interval(
     return float(lower), float(upper)
 
 
-def _checked(estimate: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def checked(estimate: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in float64; ValueError if the shapes differ or a channel of the target is silent."""
     if estimate.shape != target.shape:
         raise ValueError(f"estimate {tuple(estimate.shape)} and target {tuple(target.shape)} differ in shape")
     if bool((target == 0).all(-1).any()):
