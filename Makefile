@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS ?= demo,train,eval,test
 
 .PHONY: help demo test lint benchmark clean
 .DEFAULT_GOAL := help
@@ -38,7 +39,7 @@ $(VENV)/demo.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/all.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[demo,train,eval,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@touch $@ $(VENV)/demo.installed
 
 $(BIN)/python:
