@@ -60,7 +60,7 @@ def speech() -> torch.Tensor:
 
 
 def test_pesq_of_equal_speech_is_its_maximum_and_noise_lowers_it() -> None:
-    pytest.importorskip("pesq")
+    pytest.importorskip("pesq", reason="gcc has to compile PESQ: pip install .[pesq]")
     clean = speech()
     # P.862.2 maps the raw maximum of 4.5 to 0.999 + 4 / (1 + exp(-1.3669 * 4.5 + 3.8224)).
     highest = 0.999 + 4 / (1 + np.exp(-1.3669 * 4.5 + 3.8224))
@@ -70,7 +70,7 @@ def test_pesq_of_equal_speech_is_its_maximum_and_noise_lowers_it() -> None:
 
 
 def test_speech_is_found_where_it_is_and_music_is_none() -> None:
-    pytest.importorskip("pesq")
+    pytest.importorskip("pesq", reason="gcc has to compile PESQ: pip install .[pesq]")
     music = resample(chords(6.0)[:1].float().numpy(), SAMPLE_RATE, PESQ_RATE)[0]
     talk = resample(speech().float().numpy(), SAMPLE_RATE, PESQ_RATE)[0]
     assert speech_segments(music) == []
