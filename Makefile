@@ -27,7 +27,7 @@ lint: $(VENV)/all.installed
 
 benchmark: $(VENV)/all.installed
 	$(BIN)/python -m training.prepare_benchmark
-	$(BIN)/python -m training.evaluate
+	$(BIN)/python -m training.evaluate --perceptual
 	$(BIN)/python -m training.evaluate_extremes
 
 clean:

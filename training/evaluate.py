@@ -1,6 +1,6 @@
 """The benchmark: renders a manifest, runs every system on every clip, scores, and reports.
 
-    python -m training.evaluate --manifest training/benchmark/test.jsonl --data data --out build/benchmark
+    python -m training.evaluate --manifest training/benchmark/test.jsonl --data data --out build/benchmark --perceptual
     python -m training.evaluate --manifest training/benchmark/validation.jsonl --data data --out build/tuning \\
         --tune training/benchmark/peers.json
 
@@ -16,8 +16,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tqdm.auto import tqdm
 from training.baselines import PEERS, Waveform
 from training.benchmark_audio import compare, describe
 from training.degrade import CONDITIONS, RenderedPair
+from training.further import VERSION as FURTHER_VERSION
+from training.further import FurtherScores
 from training.jsonl import read_rows
 from training.manifest import check_header, check_row, read_header
 from training.metrics import level_change_lu, log_spectral_distance, multi_resolution_stft, si_sdr
@@ -88,8 +91,10 @@ def score(restored: Waveform, pair: RenderedPair) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in scores.items()} | level_change
 
 
-def run_clip(system: System, pair: RenderedPair) -> dict[str, float]:
-    """Scores of one clip, and what the system alone took for it.
+def run_clip(
+    system: System, pair: RenderedPair, further: Callable[[Waveform], dict[str, float]] = lambda restored: {}
+) -> dict[str, float]:
+    """Scores of one clip, those of `further` included, and what the system alone took for it.
 
     `real_time_factor` is seconds of work per second of audio (below 1 is faster than real time); `cpu_factor` the same
     in processor time, which other work on the machine does not change; `peak_memory_mb` the resident memory of the
@@ -104,7 +109,7 @@ def run_clip(system: System, pair: RenderedPair) -> dict[str, float]:
     peak_memory_mb = _peak_memory_mb()
     if peak_memory_mb is not None:
         cost["peak_memory_mb"] = peak_memory_mb
-    return score(restored, pair) | cost
+    return score(restored, pair) | further(restored) | cost
 
 
 def _reset_peak_memory() -> None:
@@ -138,7 +143,13 @@ def read_result(path: Path, identity: Mapping[str, str]) -> Row | None:
     return result if "error" not in result and result["identity"] == identity else None
 
 
-def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folder: Path) -> list[Row]:
+def evaluate(
+    rows: Sequence[Row],
+    systems: Sequence[System],
+    roots: Roots,
+    folder: Path,
+    further: FurtherScores | None = None,
+) -> list[Row]:
     """Results of all clips and systems, from `folder` or computed and written there."""
     results = []
     with tqdm(total=len(rows) * len(systems), desc="evaluating", unit="clip") as bar:
@@ -148,6 +159,8 @@ def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folde
                 bar.set_postfix_str(system.name)
                 path = folder / system.name / f"{row['row_id']:05d}.json"
                 identity = {"row": digest(row), "system": system.identity}
+                if further is not None:
+                    identity["further"] = FURTHER_VERSION
                 result = read_result(path, identity)
                 if result is None:
                     pair = pair or load_pair(row, roots)
@@ -155,7 +168,11 @@ def evaluate(rows: Sequence[Row], systems: Sequence[System], roots: Roots, folde
                     result = {**kept, "system": system.name, "identity": identity}
                     result["audio"] = compare(row["rendered"], describe(pair))
                     try:
-                        result |= run_clip(system, below_full_scale(pair))
+                        scaled = below_full_scale(pair)
+                        if further is None:
+                            result |= run_clip(system, scaled)
+                        else:
+                            result |= run_clip(system, scaled, partial(further, system.name, row, scaled))
                     except Exception as error:  # of whatever kind: the other systems have to go on
                         result["error"] = f"{type(error).__name__}: {error}"
                         tqdm.write(f"{system.name} failed on row {row['row_id']}: {result['error']}", file=sys.stderr)
@@ -196,6 +213,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="NAME,... (default: all)")
     parser.add_argument("--out", type=Path, default=Path("build/benchmark"), help="folder of results and report")
+    parser.add_argument(
+        "--perceptual", action="store_true", help="also SRMR, PESQ, ViSQOL, Zimtohrli, late tail, Fréchet distances"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only N clips, over all conditions, for a quick look")
     parser.add_argument("--model", default=Model.path, help="folder or repository of the checkpoint")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
@@ -234,11 +254,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Exception as error:  # a peer that is not installed, a checkpoint that is not there
                 broken[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} cannot be loaded: {broken[name]}", file=sys.stderr)
-        results = evaluate(rows, systems, roots, folder)
+        further = FurtherScores(folder, roots) if options.perceptual else None
+        results = evaluate(rows, systems, roots, folder, further)
+        frechet = {} if further is None else further.frechet(rows, [system.name for system in systems])
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     summary = summarise(results, broken, options.manifest.name, threads=torch.get_num_threads(), cores=os.cpu_count())
+    summary["frechet"] = frechet
+    if further is not None and further.missing:
+        print(f"not installed, and left out: {', '.join(sorted(further.missing))}", file=sys.stderr)
     write_report(options.out, summary, results)
     print((options.out / "report.md").read_text(encoding="utf-8"))
     print(options.out / "report.md")

@@ -40,6 +40,14 @@ COLUMNS = (
     ),
     Column("mr_stft", "MR-STFT", 3, "multi-resolution STFT distance, level-matched; lower is better"),
     Column("lsd", "LSD, dB", 2, "log-spectral distance, level-matched; lower is better"),
+    Column("sdr", "SDR, dB", 2, "level-matched, against the clean mix; higher is better"),
+    Column(
+        "late_tail_db", "Late tail, dB", 1, "what is left of the known room, late over early sound; lower is drier"
+    ),
+    Column("visqol", "ViSQOL", 2, "audio mode, MOS-LQO 1 to 4.7, made for coded music; higher is better"),
+    Column("zimtohrli", "Zimtohrli", 3, "psychoacoustic distance, made for small differences; lower is better"),
+    Column("srmr", "SRMR", 2, "made for speech: drums and distortion count as reverberation; higher is drier"),
+    Column("pesq", "PESQ", 2, "wide band, only where somebody speaks in the clean music; higher is better"),
     Column("level_change_lu", "Level change, LU", 2, "loudness of the result against the recording's"),
     Column("real_time_factor", "Real-time factor", 3, "seconds of work per second of audio; lower is faster"),
     Column("cpu_factor", "Processor time", 3, "seconds of all cores per second of audio"),
@@ -133,7 +141,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
             [_overview(name, system) for name, system in summary["systems"].items()],
         ),
     ]
+    lines += _frechet(summary.get("frechet", {}))
+    measured = {key for system in summary["systems"].values() for key in system["figures"][ALL]}
     for column in COLUMNS:
+        if column.key not in measured:
+            continue
         lines += ["", f"## {column.title}", "", f"{column.note}. Mean, (median), [95 % interval of the mean].", ""]
         cells = [
             [name] + [_cell(system["figures"][condition], column) for condition in (*CONDITIONS, ALL)]
@@ -162,6 +174,31 @@ def markdown(summary: Mapping[str, Any]) -> str:
     if trouble:
         lines += ["## Failures", "", *(f"- {line}" for line in trouble), ""]
     return "\n".join(lines)
+
+
+def _frechet(distances: Mapping[str, Any]) -> list[str]:
+    """A table per embedding, with all that a Fréchet distance means nothing without."""
+    lines: list[str] = []
+    for name, report in distances.items():
+        lines += [
+            "",
+            f"## Fréchet distance, {name}",
+            "",
+            f"{report['title']}. Reference: {report['reference']}, {report['reference_clips']} clips,"
+            f" {report['reference_windows']} windows. All clips at -14 LUFS. `clean` is the floor, `input` the"
+            " ceiling; closed: the share of the gap between them. [95 % interval over clips].",
+            "",
+        ]
+        rows = []
+        for system, found in report["systems"].items():
+            value = f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+            closed = "-"
+            if "closed" in found:
+                share, low, high = (100 * found[key] for key in ("closed", "closed_low", "closed_high"))
+                closed = f"{share:.0f} % [{low:.0f}, {high:.0f}]"
+            rows.append([system, value, closed, f"{found['clips']:.0f}", f"{found['windows']:.0f}"])
+        lines += _table(["System", "Distance", "Closed", "Clips", "Windows"], rows)
+    return lines
 
 
 def _overview(name: str, system: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.numpy import load_file
 from scipy import signal
 
 import training.evaluate as evaluation
@@ -16,8 +17,10 @@ from training.baselines import PEERS
 from training.benchmark_audio import compare, describe
 from training.degrade import CONDITIONS, RenderedPair
 from training.evaluate import below_full_scale, evaluate, main, read_manifest, run_clip
+from training.frechet import frechet_distance, gaussian, load_reference
 from training.jsonl import read_rows, write_rows
-from training.metrics import si_sdr
+from training.late_tail import known_parts
+from training.metrics import level_matched, si_sdr
 from training.pairs import load_pair
 from training.sources import Roots
 from training.systems import System
@@ -250,3 +253,36 @@ def test_recordings_are_brought_below_full_scale_with_their_targets():
     gain = 0.5 / np.abs(waveforms[0]).max()
     np.testing.assert_allclose(scaled.clean, waveforms[1] * gain, rtol=1e-6)
     np.testing.assert_allclose(scaled.early, waveforms[2] * gain, rtol=1e-6)
+
+
+def test_perceptual_figures_and_frechet_distances(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw_benchmark, "SECONDS", 3.5)  # an embedding needs 3 s
+    manifest = tmp_path / "test.jsonl"
+    options = ["--data", str(data), "--split", "test", "--count", "16", "--out", str(manifest)]
+    assert draw_benchmark.main(options) == 0
+    arguments = ["--manifest", str(manifest), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--limit", "4", "--systems", "input,lowpass_control", "--perceptual"]) == 0
+    folder = tmp_path / "out" / "clips"
+    for row in read_manifest(manifest, limit=4):
+        name = f"{row['row_id']:05d}"
+        result = json.loads((folder / "input" / f"{name}.json").read_text())
+        pair = below_full_scale(load_pair(row, roots(data)))
+        recording, clean = (torch.from_numpy(waveform).double() for waveform in (pair.recordings[0], pair.clean))
+        error = level_matched(recording, clean) - clean
+        expected = 10 * torch.log10(clean.square().sum(-1) / error.square().sum(-1)).mean()
+        assert result["sdr"] == pytest.approx(float(expected), abs=1e-4)
+        parts = known_parts(row, roots(data))
+        assert ("late_tail_db" in result) == (parts is not None) == bool(row["music_in_room"])
+        assert "pesq" not in result  # noise does not speak
+        assert load_file(folder / "clean" / f"{name}.safetensors")["musicnn"].shape == (1, 200)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for name, windows in (("musicnn", 1), ("log_mel", 3)):
+        found = summary["frechet"][name]["systems"]
+        assert found["clean"]["closed"] == 1 and found["input"]["closed"] == 0
+        assert found["input"]["windows"] == 4 * windows
+        clips = [load_file(path)[name] for path in sorted((folder / "lowpass_control").glob("*.safetensors"))]
+        expected = frechet_distance(load_reference(name), gaussian(clips))
+        assert found["lowpass_control"]["value"] == pytest.approx(expected, rel=1e-6)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## Fréchet distance, musicnn" in report and "342 clips" in report and "## SRMR" in report
+    assert "## PESQ" not in report
