@@ -16,9 +16,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from training.benchmark_audio import compare, describe
 from training.degrade import CONDITIONS, RenderedPair
 from training.further import VERSION as FURTHER_VERSION
 from training.further import FurtherScores
+from training.html_report import CLEAN, keep_audio, write_html
 from training.jsonl import read_rows
 from training.manifest import check_header, check_row, read_header
 from training.metrics import level_change_lu, log_spectral_distance, multi_resolution_stft, si_sdr
@@ -91,10 +91,8 @@ def score(restored: Waveform, pair: RenderedPair) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in scores.items()} | level_change
 
 
-def run_clip(
-    system: System, pair: RenderedPair, further: Callable[[Waveform], dict[str, float]] = lambda restored: {}
-) -> dict[str, float]:
-    """Scores of one clip, those of `further` included, and what the system alone took for it.
+def run_clip(system: System, pair: RenderedPair) -> tuple[dict[str, float], Waveform]:
+    """Scores of one clip, what the system alone took for it, and what it made of it (channels, samples).
 
     `real_time_factor` is seconds of work per second of audio (below 1 is faster than real time); `cpu_factor` the same
     in processor time, which other work on the machine does not change; `peak_memory_mb` the resident memory of the
@@ -109,7 +107,7 @@ def run_clip(
     peak_memory_mb = _peak_memory_mb()
     if peak_memory_mb is not None:
         cost["peak_memory_mb"] = peak_memory_mb
-    return score(restored, pair) | further(restored) | cost
+    return score(restored, pair) | cost, restored
 
 
 def _reset_peak_memory() -> None:
@@ -149,8 +147,14 @@ def evaluate(
     roots: Roots,
     folder: Path,
     further: FurtherScores | None = None,
+    audible: bool = False,
 ) -> list[Row]:
-    """Results of all clips and systems, from `folder` or computed and written there."""
+    """Results of all clips and systems, from `folder` or computed and written there.
+
+    Args:
+        further: What is measured beyond the fast metrics.
+        audible: Whether the restored, the recorded and the clean clips are kept for the HTML report.
+    """
     results = []
     with tqdm(total=len(rows) * len(systems), desc="evaluating", unit="clip") as bar:
         for row in rows:
@@ -162,17 +166,19 @@ def evaluate(
                 if further is not None:
                     identity["further"] = FURTHER_VERSION
                 result = read_result(path, identity)
-                if result is None:
+                if result is None or (audible and not path.with_suffix(".opus").is_file()):
                     pair = pair or load_pair(row, roots)
                     kept = {key: row[key] for key in ("row_id", "condition", "venue", "music_path")}
                     result = {**kept, "system": system.name, "identity": identity}
                     result["audio"] = compare(row["rendered"], describe(pair))
                     try:
                         scaled = below_full_scale(pair)
-                        if further is None:
-                            result |= run_clip(system, scaled)
-                        else:
-                            result |= run_clip(system, scaled, partial(further, system.name, row, scaled))
+                        scores, restored = run_clip(system, scaled)
+                        result |= scores
+                        if audible:
+                            _keep(folder, system.name, path.stem, restored, scaled)
+                        if further is not None:
+                            result |= further(system.name, row, scaled, restored)
                     except Exception as error:  # of whatever kind: the other systems have to go on
                         result["error"] = f"{type(error).__name__}: {error}"
                         tqdm.write(f"{system.name} failed on row {row['row_id']}: {result['error']}", file=sys.stderr)
@@ -180,6 +186,13 @@ def evaluate(
                 results.append(result)
                 bar.update()
     return results
+
+
+def _keep(folder: Path, system: str, stem: str, restored: Waveform, pair: RenderedPair) -> None:
+    """Keeps the restored clip for the HTML report, and the clean one beside it."""
+    keep_audio(folder / system / f"{stem}.opus", restored, pair.sample_rate)
+    if not (clean := folder / CLEAN / f"{stem}.opus").is_file():
+        keep_audio(clean, pair.clean, pair.sample_rate)
 
 
 def tune(path: Path, names: Sequence[str], rows: Sequence[Row], roots: Roots, folder: Path, manifest: Path) -> None:
@@ -216,6 +229,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--perceptual", action="store_true", help="also SRMR, PESQ, ViSQOL, Zimtohrli, late tail, Fréchet distances"
     )
+    parser.add_argument("--html", action="store_true", help="also report.html, in one file with every clip to hear")
     parser.add_argument("--limit", type=int, metavar="N", help="only N clips, over all conditions, for a quick look")
     parser.add_argument("--model", default=Model.path, help="folder or repository of the checkpoint")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
@@ -255,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 broken[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} cannot be loaded: {broken[name]}", file=sys.stderr)
         further = FurtherScores(folder, roots) if options.perceptual else None
-        results = evaluate(rows, systems, roots, folder, further)
+        results = evaluate(rows, systems, roots, folder, further, options.html)
         frechet = {} if further is None else further.frechet(rows, [system.name for system in systems])
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
@@ -265,6 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if further is not None and further.missing:
         print(f"not installed, and left out: {', '.join(sorted(further.missing))}", file=sys.stderr)
     write_report(options.out, summary, results)
+    if options.html:
+        write_html(options.out / "report.html", summary, results, folder, options.out)
     print((options.out / "report.md").read_text(encoding="utf-8"))
     print(options.out / "report.md")
     return 1 if broken or any("error" in result for result in results) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from training.metrics import mean_interval
 Row = Mapping[str, Any]
 ALL = "all"
 NUM_WORST = 10
+GENRES = Path(__file__).parent / "benchmark" / "genres.json"  # by collection
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def summarise(
     results: Sequence[Row], broken: Mapping[str, str], manifest: str, threads: int, cores: int | None
 ) -> dict[str, Any]:
-    """Mean, median and 95 % interval of every figure, per system and condition.
+    """Mean, median and 95 % interval of every figure, per system and condition, genre and venue.
 
     Args:
         results: one per clip and system.
@@ -75,6 +76,7 @@ def summarise(
     """
     clips = {result["row_id"]: result["audio"] for result in results}
     audio = {state: list(clips.values()).count(state) for state in ("identical", "equivalent", "different", "unknown")}
+    genres: dict[str, str] = json.loads(GENRES.read_text(encoding="utf-8"))
     systems: dict[str, Any] = {}
     for name in dict.fromkeys(result["system"] for result in results):
         of_system = [result for result in results if result["system"] == name]
@@ -88,6 +90,8 @@ def summarise(
                 condition: _figures([row for row in done if condition in (ALL, row["condition"])])
                 for condition in (ALL, *CONDITIONS)
             },
+            "genres": _by(done, lambda row: genres.get(str(row["music_path"]).split("/")[0], "unknown")),
+            "venues": _by(done, lambda row: "simulated" if row["venue"].startswith("simulated") else row["venue"]),
             "worst": [
                 {
                     key: row[key]
@@ -105,6 +109,11 @@ def summarise(
         "broken": dict(broken),
         "systems": systems,
     }
+
+
+def _by(rows: Sequence[Row], group: Callable[[Row], str]) -> dict[str, Any]:
+    names = sorted({group(row) for row in rows})
+    return {name: _figures([row for row in rows if group(row) == name]) for name in names}
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -141,7 +150,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
             [_overview(name, system) for name, system in summary["systems"].items()],
         ),
     ]
-    lines += _frechet(summary.get("frechet", {}))
+    for table in frechet_tables(summary.get("frechet", {})):
+        lines += ["", f"## {table['title']}", "", table["note"], "", *_table(table["header"], table["rows"])]
     measured = {key for system in summary["systems"].values() for key in system["figures"][ALL]}
     for column in COLUMNS:
         if column.key not in measured:
@@ -176,19 +186,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _frechet(distances: Mapping[str, Any]) -> list[str]:
-    """A table per embedding, with all that a Fréchet distance means nothing without."""
-    lines: list[str] = []
+def frechet_tables(distances: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table per embedding, with all that a Fréchet distance means nothing without: title, note, header, rows."""
+    tables = []
     for name, report in distances.items():
-        lines += [
-            "",
-            f"## Fréchet distance, {name}",
-            "",
+        note = (
             f"{report['title']}. Reference: {report['reference']}, {report['reference_clips']} clips,"
             f" {report['reference_windows']} windows. All clips at -14 LUFS. `clean` is the floor, `input` the"
-            " ceiling; closed: the share of the gap between them. [95 % interval over clips].",
-            "",
-        ]
+            " ceiling; closed: the share of the gap between them. [95 % interval over clips]."
+        )
         rows = []
         for system, found in report["systems"].items():
             value = f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
@@ -197,8 +203,9 @@ def _frechet(distances: Mapping[str, Any]) -> list[str]:
                 share, low, high = (100 * found[key] for key in ("closed", "closed_low", "closed_high"))
                 closed = f"{share:.0f} % [{low:.0f}, {high:.0f}]"
             rows.append([system, value, closed, f"{found['clips']:.0f}", f"{found['windows']:.0f}"])
-        lines += _table(["System", "Distance", "Closed", "Clips", "Windows"], rows)
-    return lines
+        header = ["System", "Distance", "Closed", "Clips", "Windows"]
+        tables.append({"title": f"Fréchet distance, {name}", "note": note, "header": header, "rows": rows})
+    return tables
 
 
 def _overview(name: str, system: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,9 @@
 """The benchmark's machinery on short clips of synthetic music: balance, fingerprints, resuming, failures, report."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from safetensors.numpy import load_file
 from scipy import signal
 
 import training.evaluate as evaluation
+from pipeline_aud2studio.audio import resample
 from training import draw_benchmark
 from training.baselines import PEERS
 from training.benchmark_audio import compare, describe
@@ -146,7 +150,8 @@ def test_scores_of_a_known_restoration(data: Path, manifest: Path) -> None:
     row = next(row for row in read_manifest(manifest) if row["condition"] == "crowd")
     pair = load_pair(row, roots(data))
     half_way = System("half", lambda recording, clean, sample_rate: (recording + clean) / 2, "1")
-    result = run_clip(half_way, pair)
+    result, restored = run_clip(half_way, pair)
+    np.testing.assert_array_equal(restored, (pair.recordings[0] + pair.clean) / 2)
     recording, clean = (torch.from_numpy(waveform) for waveform in (pair.recordings[0], pair.clean))
     expected = si_sdr((recording + clean) / 2, clean)
     assert result["si_sdr"] == pytest.approx(expected.mean().item(), abs=1e-4)
@@ -154,7 +159,7 @@ def test_scores_of_a_known_restoration(data: Path, manifest: Path) -> None:
     assert result["si_sdr_improvement"] == pytest.approx(6.02, abs=0.3)
     assert result["si_sdr_early"] == result["si_sdr"]
     assert result["real_time_factor"] > 0.0
-    same = run_clip(System("input", lambda recording, clean, sample_rate: recording, "1"), pair)
+    same, _ = run_clip(System("input", lambda recording, clean, sample_rate: recording, "1"), pair)
     assert same["si_sdr_improvement"] == same["level_change_lu"] == 0.0
 
 
@@ -261,7 +266,7 @@ def test_perceptual_figures_and_frechet_distances(data: Path, tmp_path: Path, mo
     options = ["--data", str(data), "--split", "test", "--count", "16", "--out", str(manifest)]
     assert draw_benchmark.main(options) == 0
     arguments = ["--manifest", str(manifest), "--data", str(data), "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--limit", "4", "--systems", "input,lowpass_control", "--perceptual"]) == 0
+    assert main([*arguments, "--limit", "4", "--systems", "input,lowpass_control", "--perceptual", "--html"]) == 0
     folder = tmp_path / "out" / "clips"
     for row in read_manifest(manifest, limit=4):
         name = f"{row['row_id']:05d}"
@@ -286,3 +291,18 @@ def test_perceptual_figures_and_frechet_distances(data: Path, tmp_path: Path, mo
     report = (tmp_path / "out" / "report.md").read_text()
     assert "## Fréchet distance, musicnn" in report and "342 clips" in report and "## SRMR" in report
     assert "## PESQ" not in report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "://" not in page.replace("http://www.w3.org", ""), "nothing may come from a network"
+    sounds = [base64.b64decode(text) for text in re.findall(r"data:audio/ogg;base64,([^\"]+)", page)]
+    assert len(sounds) == 12  # 4 clips of clean, input and control
+    worst_first = [int(number) for number in re.findall(r"Clip (\d+):", page)]
+    improvements = [
+        json.loads((folder / "lowpass_control" / f"{clip:05d}.json").read_text())["si_sdr_improvement"]
+        for clip in worst_first
+    ]
+    assert len(improvements) == 4 and improvements == sorted(improvements)
+    heard, rate = soundfile.read(io.BytesIO(sounds[1]), dtype="float32")  # the input of the first clip
+    row = next(row for row in read_manifest(manifest) if row["row_id"] == worst_first[0])
+    recording = resample(below_full_scale(load_pair(row, roots(data))).recordings[0], SAMPLE_RATE, rate).T
+    assert heard.shape == recording.shape
+    assert 10 * np.log10(np.square(recording).sum() / np.square(heard - recording).sum()) > 8  # Opus of noise
