@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,7 @@ def evaluate(
     folder: Path,
     further: FurtherScores | None = None,
     audible: bool = False,
+    progress: bool = True,
 ) -> list[Row]:
     """Results of all clips and systems, from `folder` or computed and written there.
 
@@ -156,7 +159,7 @@ def evaluate(
         audible: Whether the restored, the recorded and the clean clips are kept for the HTML report.
     """
     results = []
-    with tqdm(total=len(rows) * len(systems), desc="evaluating", unit="clip") as bar:
+    with tqdm(total=len(rows) * len(systems), desc="evaluating", unit="clip", disable=not progress) as bar:
         for row in rows:
             pair: RenderedPair | None = None
             for system in systems:
@@ -186,6 +189,55 @@ def evaluate(
                 results.append(result)
                 bar.update()
     return results
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to evaluate rows: everything but the rows, and nothing that cannot be sent to a process."""
+
+    names: tuple[str, ...]
+    model: Model
+    roots: Roots
+    folder: Path
+    perceptual: bool
+    audible: bool
+
+    def systems(self) -> tuple[list[System], dict[str, str]]:
+        """The systems, loaded, and why others could not be: a peer that is not installed, a missing checkpoint."""
+        systems, broken = [], {}
+        for name in self.names:
+            try:
+                systems.append(build_system(name, self.model))
+            except Exception as error:
+                broken[name] = f"{type(error).__name__}: {error}"
+        return systems, broken
+
+    def further(self) -> FurtherScores | None:
+        return FurtherScores(self.folder, self.roots) if self.perceptual else None
+
+
+_worker: tuple[list[System], Job] | None = None
+
+
+def _start_worker(job: Job, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    _worker = (job.systems()[0], job)
+
+
+def _work(row: Row) -> None:
+    assert _worker is not None
+    systems, job = _worker
+    evaluate([row], systems, job.roots, job.folder, job.further(), job.audible, progress=False)
+
+
+def evaluate_in_parallel(rows: Sequence[Row], job: Job, workers: int) -> None:
+    """Writes the results of all clips to the job's folder with several processes, which share the cores."""
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (job, threads)) as pool:
+        for _ in tqdm(pool.map(_work, rows), total=len(rows), desc=f"evaluating, {workers} processes", unit="clip"):
+            pass
 
 
 def _keep(folder: Path, system: str, stem: str, restored: Waveform, pair: RenderedPair) -> None:
@@ -230,6 +282,7 @@ def arguments() -> argparse.ArgumentParser:
         "--perceptual", action="store_true", help="also SRMR, PESQ, ViSQOL, Zimtohrli, late tail, Fréchet distances"
     )
     parser.add_argument("--html", action="store_true", help="also report.html, in one file with every clip to hear")
+    parser.add_argument("--workers", type=int, default=1, help="processes; they distort the real-time factors")
     parser.add_argument("--limit", type=int, metavar="N", help="only N clips, over all conditions, for a quick look")
     parser.add_argument("--model", default=Model.path, help="folder or repository of the checkpoint")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
@@ -251,6 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.limit is not None and options.limit < 1:
             raise ValueError("--limit must be at least 1")
+        if options.workers < 1:
+            raise ValueError("--workers must be at least 1")
         rows = read_manifest(options.manifest, options.limit)
         folder = options.out / "clips"
         names = [name.strip() for name in options.systems.split(",")]
@@ -261,14 +316,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             tune(options.tune, peers, rows, roots, folder, options.manifest)
             print(options.tune)
             return 0
-        systems, broken = [], {}
-        for name in names:
-            try:
-                systems.append(build_system(name, model))
-            except Exception as error:  # a peer that is not installed, a checkpoint that is not there
-                broken[name] = f"{type(error).__name__}: {error}"
-                print(f"{name} cannot be loaded: {broken[name]}", file=sys.stderr)
-        further = FurtherScores(folder, roots) if options.perceptual else None
+        job = Job(tuple(names), model, roots, folder, options.perceptual, options.html)
+        systems, broken = job.systems()
+        for name, reason in broken.items():
+            print(f"{name} cannot be loaded: {reason}", file=sys.stderr)
+        if options.workers > 1:
+            evaluate_in_parallel(rows, job, options.workers)
+        further = job.further()
         results = evaluate(rows, systems, roots, folder, further, options.html)
         frechet = {} if further is None else further.frechet(rows, [system.name for system in systems])
     except (ValueError, OSError) as error:

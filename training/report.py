@@ -145,13 +145,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"Rendered audio against the manifest's fingerprints: {audio}.",
         f"{summary['threads']} threads on {summary['cores']} cores.",
         "",
-        *_table(
+        *markdown_table(
             ["System", "SI-SDR, dB", "improvement [95 %]", "early", "better than input", "MR-STFT", "LSD, dB", "RTF"],
             [_overview(name, system) for name, system in summary["systems"].items()],
         ),
     ]
     for table in frechet_tables(summary.get("frechet", {})):
-        lines += ["", f"## {table['title']}", "", table["note"], "", *_table(table["header"], table["rows"])]
+        lines += ["", f"## {table['title']}", "", table["note"], "", *markdown_table(table["header"], table["rows"])]
     measured = {key for system in summary["systems"].values() for key in system["figures"][ALL]}
     for column in COLUMNS:
         if column.key not in measured:
@@ -161,7 +161,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             [name] + [_cell(system["figures"][condition], column) for condition in (*CONDITIONS, ALL)]
             for name, system in summary["systems"].items()
         ]
-        lines += _table(["System", *CONDITIONS, ALL], cells)
+        lines += markdown_table(["System", *CONDITIONS, ALL], cells)
     lines += ["", f"## The {NUM_WORST} clips with the least improvement", ""]
     for name, system in summary["systems"].items():
         if name == "input":
@@ -178,7 +178,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             ]
             for clip in system["worst"]
         ]
-        lines += [*_table(["Row", "Condition", "Venue", "Music", "SI-SDR, dB", "improvement"], cells), ""]
+        lines += [*markdown_table(["Row", "Condition", "Venue", "Music", "SI-SDR, dB", "improvement"], cells), ""]
     trouble = [f"{name}: not run, {reason}" for name, reason in summary["broken"].items()]
     trouble += [f"{name}: failed on {it['failed']} clips" for name, it in summary["systems"].items() if it["failed"]]
     if trouble:
@@ -234,7 +234,7 @@ def _cell(figures: Mapping[str, Mapping[str, float]], column: Column) -> str:
     return f"{mean} ({median}) [{low}, {high}]"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 

@@ -19,6 +19,7 @@ from pipeline_aud2studio.audio import resample
 from training import draw_benchmark
 from training.baselines import PEERS
 from training.benchmark_audio import compare, describe
+from training.compare import read_clips
 from training.degrade import CONDITIONS, RenderedPair
 from training.evaluate import below_full_scale, evaluate, main, read_manifest, run_clip
 from training.frechet import frechet_distance, gaussian, load_reference
@@ -306,3 +307,16 @@ def test_perceptual_figures_and_frechet_distances(data: Path, tmp_path: Path, mo
     recording = resample(below_full_scale(load_pair(row, roots(data))).recordings[0], SAMPLE_RATE, rate).T
     assert heard.shape == recording.shape
     assert 10 * np.log10(np.square(recording).sum() / np.square(heard - recording).sum()) > 8  # Opus of noise
+
+
+def test_several_processes_write_what_one_does(data: Path, manifest: Path, tmp_path: Path) -> None:
+    arguments = ["--manifest", str(manifest), "--data", str(data), "--limit", "4", "--systems", "lowpass_control"]
+    assert main([*arguments, "--out", str(tmp_path / "two"), "--workers", "2"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    two, one = (read_clips(tmp_path / name, "lowpass_control") for name in ("two", "one"))
+    assert len(two) == 4 and set(one) == set(two)
+    costs = ("real_time_factor", "cpu_factor", "peak_memory_mb")
+    for clip, row in one.items():
+        assert {k: v for k, v in row.items() if k not in costs} == {
+            k: v for k, v in two[clip].items() if k not in costs
+        }
