@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from tqdm.auto import tqdm
 
@@ -39,7 +40,7 @@ from training.metrics import level_change_lu, log_spectral_distance, multi_resol
 from training.pairs import load_pair
 from training.report import summarise, write_json, write_report
 from training.sources import Roots
-from training.systems import SYSTEMS, Model, System, build_peer, build_system
+from training.systems import FOLDER, SYSTEMS, Model, RestoredFolder, System, build_peer, build_system, read_folder
 
 Row = dict[str, Any]
 RECORDED_PEAK = 0.5  # full scale is 1
@@ -145,7 +146,7 @@ def read_result(path: Path, identity: Mapping[str, str]) -> Row | None:
 
 def evaluate(
     rows: Sequence[Row],
-    systems: Sequence[System],
+    systems: Sequence[System | RestoredFolder],
     roots: Roots,
     folder: Path,
     further: FurtherScores | None = None,
@@ -176,7 +177,8 @@ def evaluate(
                     result["audio"] = compare(row["rendered"], describe(pair))
                     try:
                         scaled = below_full_scale(pair)
-                        scores, restored = run_clip(system, scaled)
+                        of_clip = system.for_clip(row["row_id"]) if isinstance(system, RestoredFolder) else system
+                        scores, restored = run_clip(of_clip, scaled)
                         result |= scores
                         if audible:
                             _keep(folder, system.name, path.stem, restored, scaled)
@@ -202,12 +204,13 @@ class Job:
     perceptual: bool
     audible: bool
 
-    def systems(self) -> tuple[list[System], dict[str, str]]:
+    def systems(self) -> tuple[list[System | RestoredFolder], dict[str, str]]:
         """The systems, loaded, and why others could not be: a peer that is not installed, a missing checkpoint."""
-        systems, broken = [], {}
+        systems: list[System | RestoredFolder] = []
+        broken = {}
         for name in self.names:
             try:
-                systems.append(build_system(name, self.model))
+                systems.append(read_folder(name) if name.startswith(FOLDER) else build_system(name, self.model))
             except Exception as error:
                 broken[name] = f"{type(error).__name__}: {error}"
         return systems, broken
@@ -216,7 +219,7 @@ class Job:
         return FurtherScores(self.folder, self.roots) if self.perceptual else None
 
 
-_worker: tuple[list[System], Job] | None = None
+_worker: tuple[list[System | RestoredFolder], Job] | None = None
 
 
 def _start_worker(job: Job, threads: int) -> None:
@@ -238,6 +241,18 @@ def evaluate_in_parallel(rows: Sequence[Row], job: Job, workers: int) -> None:
     with ProcessPoolExecutor(workers, context, _start_worker, (job, threads)) as pool:
         for _ in tqdm(pool.map(_work, rows), total=len(rows), desc=f"evaluating, {workers} processes", unit="clip"):
             pass
+
+
+def write_recordings(rows: Sequence[Row], roots: Roots, folder: Path) -> None:
+    """Writes every clip's recording as `ROWID.flac`, 24 bit; what is there already stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in tqdm(rows, desc="recordings", unit="clip"):
+        path = folder / f"{row['row_id']:05d}.flac"
+        if not path.is_file():
+            recording = below_full_scale(load_pair(row, roots)).recordings[0]
+            part = path.with_name(f".{path.name}.part")
+            soundfile.write(part, recording.T, row["sample_rate"], format="FLAC", subtype="PCM_24")
+            os.replace(part, path)
 
 
 def _keep(folder: Path, system: str, stem: str, restored: Waveform, pair: RenderedPair) -> None:
@@ -276,7 +291,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--manifest", type=Path, default=Path("training/benchmark/test.jsonl"))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="NAME,... (default: all)")
+    parser.add_argument(
+        "--systems",
+        default=",".join(SYSTEMS),
+        help="NAME,... (default: all); folder:NAME=PATH is a folder of restored files",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmark"), help="folder of results and report")
     parser.add_argument(
         "--perceptual", action="store_true", help="also SRMR, PESQ, ViSQOL, Zimtohrli, late tail, Fréchet distances"
@@ -288,6 +307,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the checkpoint's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=Model.dtype)
     parser.add_argument("--device", default=Model.device)
+    parser.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="only write the recordings to DIR, for other tools to restore"
+    )
     parser.add_argument(
         "--tune",
         type=Path,
@@ -309,8 +331,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = read_manifest(options.manifest, options.limit)
         folder = options.out / "clips"
         names = [name.strip() for name in options.systems.split(",")]
-        if unknown := set(names) - set(SYSTEMS):
+        if unknown := {name for name in names if not name.startswith(FOLDER)} - set(SYSTEMS):
             raise ValueError(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(SYSTEMS)}")
+        if options.recordings:
+            write_recordings(rows, roots, options.recordings)
+            print(options.recordings)
+            return 0
         if options.tune:
             peers = [name for name in names if name in PEERS]
             tune(options.tune, peers, rows, roots, folder, options.manifest)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
@@ -38,6 +39,56 @@ class System:
     name: str
     run: Callable[[Waveform, Waveform, int], Waveform]
     identity: str
+
+
+@dataclass(frozen=True)
+class RestoredFolder:
+    """Files that another tool made of the recordings (`training.evaluate --recordings`): `ROWID.flac`, or WAV or OGG.
+
+    Nothing is compensated: a file that is late by five samples scores like one.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def identity(self) -> str:
+        """Changes when a file does."""
+        files = sorted(self.path.iterdir())
+        listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        return f"folder {hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]}"
+
+    def for_clip(self, row_id: int) -> System:
+        """What takes this clip's recording and gives the file's content."""
+
+        def read(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
+            found = [self.path / f"{row_id:05d}{suffix}" for suffix in (".flac", ".wav", ".ogg")]
+            existing = next((path for path in found if path.is_file()), None)
+            if existing is None:
+                raise ValueError(f"{self.path} has no file for clip {row_id:05d}")
+            waveform, rate = soundfile.read(existing, dtype="float32", always_2d=True)
+            if rate != sample_rate:
+                raise ValueError(f"{existing.name} has a sample rate of {rate} Hz, the recording {sample_rate}")
+            return waveform.T
+
+        return System(self.name, read, self.identity)
+
+
+FOLDER = "folder:"  # `folder:NAME=PATH` among the names of systems
+
+
+def read_folder(name: str) -> RestoredFolder:
+    """The folder that `folder:NAME=PATH` names.
+
+    Raises:
+        ValueError: if the text is not of this form, the name is taken, or the folder does not exist.
+    """
+    label, separator, path = name.removeprefix(FOLDER).partition("=")
+    if not (separator and label.replace("-", "").replace("_", "").isalnum()) or label in (*SYSTEMS, "clean"):
+        raise ValueError(f"{name} is not {FOLDER}NAME=PATH with a name of letters, digits and _ of its own")
+    if not Path(path).is_dir():
+        raise ValueError(f"{path} is not a folder of restored files")
+    return RestoredFolder(label, Path(path))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from training.late_tail import known_parts
 from training.metrics import level_matched, si_sdr
 from training.pairs import load_pair
 from training.sources import Roots
-from training.systems import System
+from training.systems import System, read_folder
 
 SAMPLE_RATE = 44_100
 SECONDS = 1.5
@@ -320,3 +320,33 @@ def test_several_processes_write_what_one_does(data: Path, manifest: Path, tmp_p
         assert {k: v for k, v in row.items() if k not in costs} == {
             k: v for k, v in two[clip].items() if k not in costs
         }
+
+
+def test_a_folder_of_restored_files_is_a_system(data: Path, manifest: Path, tmp_path: Path) -> None:
+    arguments = ["--manifest", str(manifest), "--data", str(data), "--limit", "4"]
+    assert main([*arguments, "--recordings", str(tmp_path / "recorded")]) == 0
+    rows = read_manifest(manifest, limit=4)
+    (tmp_path / "mine").mkdir()
+    for row in rows[:3]:  # the fourth one is missing
+        name = f"{row['row_id']:05d}"
+        recording, rate = soundfile.read(tmp_path / "recorded" / f"{name}.flac", dtype="float32")
+        clean = below_full_scale(load_pair(row, roots(data))).clean.T
+        soundfile.write(tmp_path / "mine" / f"{name}.wav", (recording + clean) / 2, rate, subtype="FLOAT")
+    out = tmp_path / "out"
+    assert main([*arguments, "--systems", f"input,folder:mine={tmp_path / 'mine'}", "--out", str(out)]) == 1
+    mine = read_clips(out, "mine")
+    assert sorted(mine) == sorted(row["row_id"] for row in rows[:3])
+    for row in rows[:3]:
+        pair = below_full_scale(load_pair(row, roots(data)))
+        half = torch.from_numpy((pair.recordings[0] + pair.clean) / 2)
+        expected = si_sdr(half, torch.from_numpy(pair.clean)).mean()
+        assert mine[row["row_id"]]["si_sdr"] == pytest.approx(float(expected), abs=1e-3)  # 24 bit
+    failed = json.loads((out / "clips" / "mine" / f"{rows[3]['row_id']:05d}.json").read_text())
+    assert f"no file for clip {rows[3]['row_id']:05d}" in failed["error"]
+
+
+def test_names_of_folders_are_checked(tmp_path: Path) -> None:
+    for name in ("folder:mine", f"folder:input={tmp_path}", f"folder:a/b={tmp_path}", "folder:mine=nowhere"):
+        with pytest.raises(ValueError, match="is not"):
+            read_folder(name)
+    assert read_folder(f"folder:my_tool-2={tmp_path}").name == "my_tool-2"
