@@ -76,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
         description="Restores audience recordings of concerts.",
-        epilog=f"`{PROGRAM} align --help`: recordings of one performance on one clock, without restoring them.",
+        epilog=f"`{PROGRAM} align --help`: recordings of one performance on one clock, without restoring them."
+        f" `{PROGRAM} import-bigvgan --help`: NVIDIA's weights as the vocoder.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -368,17 +369,23 @@ def run(args: argparse.Namespace) -> None:
         print(f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}")
 
 
+def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], object]]:
+    """The arguments and the function of a command of its own, imported only where it is asked for."""
+    from . import align_command, import_bigvgan
+
+    command, description = {
+        "align": (align_command, "Puts recordings of one performance on one clock."),
+        "import-bigvgan": (import_bigvgan, "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
+    }[name]
+    parser = _Parser(prog=f"{PROGRAM} {name}", description=description, allow_abbrev=False)
+    command.add_arguments(parser)
+    return parser.parse_args(words), command.run
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["align"]:
-        from . import align_command
-
-        parser: argparse.ArgumentParser = _Parser(
-            prog=f"{PROGRAM} align", description="Puts recordings of one performance on one clock.", allow_abbrev=False
-        )
-        align_command.add_arguments(parser)
-        work: Callable[[argparse.Namespace], object] = align_command.run
-        args = parser.parse_args(words[1:])
+    if words[:1] == ["align"] or words[:1] == ["import-bigvgan"]:
+        args, work = _subcommand(words[0], words[1:])
     else:
         args, work = build_parser().parse_args(words), run
     with notices():
