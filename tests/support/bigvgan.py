@@ -1,9 +1,9 @@
 """BigVGAN-v2 written once more, to compare with.
 
 From Lee et al., "BigVGAN: A Universal Neural Vocoder with Large-Scale Training" (2023), and, for the filters, Karras
-et al., "Alias-Free Generative Adversarial Networks" (2021), with plain functions on a dictionary of weights in the layout
-of NVIDIA's checkpoints: weight-normalised convolutions, `weight_g` and `weight_v`, are folded over all dimensions but
-the first.
+et al., "Alias-Free Generative Adversarial Networks" (2021), with plain functions on a dictionary of weights in the
+layout of NVIDIA's checkpoints: weight-normalised convolutions, `weight_g` and `weight_v`, are folded over all
+dimensions but the first.
 """
 
 import math
