@@ -22,6 +22,16 @@ from .audio import Waveform
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000
 MAX_CHANNELS = 2
+_H = math.sqrt(0.5)
+# To stereo after ITU-R BS.775, by the number of channels in the order of WAV and FLAC; the subwoofer's is left out.
+DOWNMIX = {
+    3: ((1, 0, _H), (0, 1, _H)),  # left, right, centre
+    4: ((1, 0, _H, 0), (0, 1, 0, _H)),  # left, right, surrounds
+    5: ((1, 0, _H, _H, 0), (0, 1, _H, 0, _H)),
+    6: ((1, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H)),  # the fourth is the subwoofer
+    8: ((1, 0, _H, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H, 0, _H)),
+}
+MAX_FRAMES_PER_BYTE = 64  # what codecs reach on music is below
 
 # What a folder given as input is searched for. Other files are still tried when they are named one by one.
 SUFFIXES_READ = frozenset(
@@ -60,11 +70,17 @@ class Audio:
         return self.waveform.shape[1] / self.sample_rate
 
 
-def read(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None) -> Audio:
+def read(
+    path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, downmix: bool = False
+) -> Audio:
     """Decode a file, or the part of it between two times.
 
     libsndfile decodes WAV, FLAC, OGG, MP3 and its like, PyAV the rest (M4A, MP4, MOV, ...). Both drop the silence that
     lossy encoders put before and after the music, as far as the file says how long it is.
+
+    Args:
+        start_s, end_s: The part that is wanted, in s; from the beginning and to the end by default.
+        downmix: Whether surround sound is mixed down to stereo instead of refused.
 
     Raises:
         AudioError: the file is missing, not audio, empty, of another kind than this project restores (more than two
@@ -80,25 +96,30 @@ def read(path: str | os.PathLike[str], start_s: float | None = None, end_s: floa
         raise AudioError(f"{path} does not exist")
     if path.is_dir():
         raise AudioError(f"{path} is a folder, not an audio file")
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise AudioError(f"{path} is not a file but a pipe or a device")
     try:
         with path.open("rb", buffering=0) as file:
             if not file.read(1):
                 raise AudioError(f"{path} is empty (0 bytes)")
             file.seek(0)
+            size = os.fstat(file.fileno()).st_size
             try:
                 # By its descriptor, so that libsndfile goes by the content, not by the name.
                 with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                    _check_format(path, sound.samplerate, sound.channels)
+                    _check_format(path, sound.samplerate, sound.channels, downmix)
                     tags = {name: text for name, text in sound.copy_metadata().items() if name in TAGS and text}
-                    audio = Audio(_read_soundfile(sound, start_s, end_s), sound.samplerate, tags, sound.subtype)
+                    audio = Audio(_read_soundfile(sound, size, start_s, end_s), sound.samplerate, tags, sound.subtype)
             except soundfile.LibsndfileError:
-                audio = _read_av(path, start_s, end_s)
+                audio = _read_av(path, start_s, end_s, downmix)
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from None
 
     if audio.waveform.shape[1] == 0:
         reason = "holds no audio" if start_s == 0 else f"ends before the start that was asked for ({start_s:g} s)"
         raise AudioError(f"{path} {reason}")
+    if len(audio.waveform) > MAX_CHANNELS:
+        audio = replace(audio, waveform=np.array(DOWNMIX[len(audio.waveform)], np.float32) @ audio.waveform)
     finite = np.isfinite(audio.waveform).all(axis=0)
     if not finite.all():
         at_s = start_s + int(np.argmin(finite)) / audio.sample_rate
@@ -118,11 +139,11 @@ def excerpt(audio: Audio, path: Path, start_s: float | None, end_s: float | None
     return replace(audio, waveform=audio.waveform[:, start : int(stop)])
 
 
-def _check_format(path: Path, sample_rate: int, channels: int) -> None:
-    if channels > MAX_CHANNELS:
-        raise AudioError(
-            f"{path} has {channels} channels: mix it down to stereo first (for instance `ffmpeg -i IN -ac 2 OUT`)"
-        )
+def _check_format(path: Path, sample_rate: int, channels: int, downmix: bool) -> None:
+    if channels > MAX_CHANNELS and channels not in DOWNMIX:
+        raise AudioError(f"{path} has {channels} channels: only 1, 2, {', '.join(map(str, DOWNMIX))} can be used")
+    if channels > MAX_CHANNELS and not downmix:
+        raise AudioError(f"{path} has {channels} channels: pass --downmix to mix them down to stereo")
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
         raise AudioError(
             f"{path} has a sampling rate of {sample_rate} Hz: what can be restored is {MIN_SAMPLE_RATE} to"
@@ -136,31 +157,36 @@ def _excerpt(start_s: float, end_s: float | None, sample_rate: int, length: floa
     return round(start_s * sample_rate), stop
 
 
-def _read_soundfile(file: soundfile.SoundFile, start_s: float, end_s: float | None) -> Waveform:
+def _read_soundfile(file: soundfile.SoundFile, num_bytes: int, start_s: float, end_s: float | None) -> Waveform:
     start, stop = _excerpt(start_s, end_s, file.samplerate, file.frames)
     length = max(0, int(stop) - start)
-    waveform = np.empty((file.channels, length), np.float32)
     if length == 0:
-        return waveform
+        return np.empty((file.channels, 0), np.float32)
     file.seek(start)
+    blocks = file.blocks(_BLOCK_FRAMES, frames=length, dtype="float32", always_2d=True)
+    if file.frames > MAX_FRAMES_PER_BYTE * num_bytes:  # near silence, or a header that lies: no memory on its word
+        nothing = np.empty((file.channels, 0), np.float32)
+        return np.concatenate([nothing, *(block.T for block in blocks)], axis=1)
+    waveform = np.empty((file.channels, length), np.float32)
     position = 0
-    for block in file.blocks(_BLOCK_FRAMES, frames=length, dtype="float32", always_2d=True):
+    for block in blocks:
         waveform[:, position : position + len(block)] = block.T
         position += len(block)
     return waveform[:, :position]  # a truncated file holds less than its header says
 
 
-def _read_av(path: Path, start_s: float, end_s: float | None) -> Audio:
+def _read_av(path: Path, start_s: float, end_s: float | None, downmix: bool) -> Audio:
     """Decode from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
     try:
         with av.open(os.fspath(path)) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path} has no sound in it")
             stream = container.streams.audio[0]
-            rate, channels = stream.sample_rate, stream.channels
+            # A stream of no known codec has neither.
+            rate, channels = getattr(stream, "sample_rate", 0), getattr(stream, "channels", 0)
             if not rate or not channels:
                 raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
-            _check_format(path, rate, channels)
+            _check_format(path, rate, channels, downmix)
             # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
             exact = container.format.name.startswith("mov") and stream.duration is not None
             total = round(stream.duration * stream.time_base * rate) if exact else math.inf

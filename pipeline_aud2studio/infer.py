@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
     add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
+    add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
     add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
     add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
     add(
@@ -316,11 +317,11 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
 def read_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Audio]]:
     """Which input is the reference, and the takes on its clock, the reference first."""
     if len(paths) == 1 or args.aligned:
-        return 0, [files.read(path, args.start, args.end) for path in paths]
+        return 0, [files.read(path, args.start, args.end, args.downmix) for path in paths]
     from .gather import gather
 
     reference = None if args.reference is None else args.reference - 1
-    recordings, names = [files.read(path) for path in paths], [path.name for path in paths]
+    recordings, names = [files.read(path, downmix=args.downmix) for path in paths], [path.name for path in paths]
     number, takes = gather(
         recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}")
     )

@@ -137,7 +137,7 @@ def test_unreadable_input_says_why(tmp_path: Path) -> None:
         "text.wav": "is not audio",
         "empty.mp3": "is empty",
         "none.wav": "holds no audio",
-        "six.wav": "has 6 channels: mix it down",
+        "six.wav": "has 6 channels: pass --downmix",
         "slow.wav": "sampling rate of 4000 Hz",
         "nan.wav": r"NaN or infinite samples \(the first at 0.250 s\)",
         "inf.wav": "NaN or infinite",
@@ -208,3 +208,18 @@ def test_output_subtype_keeps_what_the_input_holds() -> None:
         (".wav", None): "PCM_24",
     }
     assert {key: files.output_subtype(*key) for key in wanted} == wanted
+
+
+def test_surround_sound_is_mixed_down_where_that_is_asked_for(tmp_path: Path) -> None:
+    """By ITU-R BS.775: centre and surrounds at -3 dB, each side's own, no subwoofer."""
+    front_left, front_right, centre, subwoofer, left, right = noise(6, 3000, 0.1)
+    surround = np.stack([front_left, front_right, centre, subwoofer, left, right])
+    soundfile.write(tmp_path / "six.wav", surround.T, 48000, subtype="FLOAT")
+    mixed = files.read(tmp_path / "six.wav", downmix=True)
+    expected = [front_left + (centre + left) / np.sqrt(2), front_right + (centre + right) / np.sqrt(2)]
+    np.testing.assert_allclose(mixed.waveform, expected, atol=1e-6)
+    excerpt = files.read(tmp_path / "six.wav", 0.01, 0.02, downmix=True)
+    np.testing.assert_array_equal(excerpt.waveform, mixed.waveform[:, 480:960])
+    soundfile.write(tmp_path / "seven.wav", noise(7, 3000, 0.1).T, 48000)
+    with pytest.raises(files.AudioError, match="has 7 channels: only 1, 2, 3"):
+        files.read(tmp_path / "seven.wav", downmix=True)

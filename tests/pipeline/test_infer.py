@@ -223,7 +223,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(cli, toy_model: Path, tmp_
         (["--inputs", tmp_path / "missing.wav", *save], "missing.wav does not exist"),
         (["--inputs", tmp_path / "text.mp3", *save], "is not audio"),
         (["--inputs", tmp_path / "empty.wav", *save], "is empty"),
-        (["--inputs", tmp_path / "six.wav", *save], "has 6 channels: mix it down"),
+        (["--inputs", tmp_path / "six.wav", *save], "has 6 channels: pass --downmix"),
         (["--inputs", tmp_path / "nan.wav", *save], "NaN or infinite"),
         (["--inputs", tmp_path / "no_music", *save], "holds no audio files"),
         (["--inputs", tmp_path, good, *save], "one folder or several files"),
