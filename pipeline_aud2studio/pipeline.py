@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +19,17 @@ from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import logging, replace_example_docstring
 from transformers import ASTModel
 
-from .audio import NORMAL_RMS_DB, match_loudness, resample
+from .audio import match_loudness, resample
 from .chunks import CrossFader, chunk_starts, frame_noise
 from .conditioning import condition_tokens
 from .image import BandImage, Features
+from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
-from .takes import AudioInput, as_performances, assign_slots, rms
+from .takes import SILENCE_RMS, AudioInput, as_performances, assign_slots, level_gain, rms
 
 logger = logging.get_logger(__name__)
 
 RECONSTRUCTIONS = ("faithful", "vocoder")
-SILENCE_RMS = 1e-6  # -120 dBFS: below it there is nothing to restore
 VOCODER_BLOCK = 512  # frames vocoded at a time
 VOCODER_CONTEXT = 32  # frames beside a block that the vocoder sees and that are thrown away
 
@@ -128,7 +129,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         dryness: float,
         batch_size: int,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str] = (),
     ) -> None:
         """Raises a `ValueError` that says which argument of the call is wrong and what it may be."""
         if not 8000 <= sampling_rate <= 192000:
@@ -255,79 +256,109 @@ class Aud2StudioPipeline(DiffusionPipeline):
         if rms(reference) < SILENCE_RMS:
             return reference.copy()
         length = reference.shape[-1]
-        normal = 10 ** (NORMAL_RMS_DB / 20)
+        own_rate = self.config.sample_rate
         # Takes of different devices have different levels; every one comes to the level that the UNet knows.
-        waveforms = [
-            resample(take * (normal / max(rms(take), SILENCE_RMS)), sampling_rate, self.config.sample_rate)
-            for take in takes
-        ]
-        num_samples = waveforms[0].shape[-1]
-        slots = assign_slots([len(waveform) for waveform in waveforms], self.max_recordings)
-        padded = self._padded(waveforms, num_samples)  # (all channels, pad + frames * hop_length + pad)
-        del waveforms
-        if reconstruction == "faithful":
-            restored = self._faithful(padded, slots, num_samples, batch_size, sampling)
-        else:
-            restored = self._vocoded(padded, slots, num_samples, batch_size, sampling)
-        if not torch.isfinite(restored).all():
-            raise ValueError(
-                f"The {reconstruction} read-out is not finite: use dtype=torch.float32 for every component."
-            )
-        waveform = resample(restored.cpu().numpy(), self.config.sample_rate, sampling_rate, length)
+        sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
+        restored = np.concatenate([*self._blocks(sources, reconstruction, batch_size, sampling)], axis=-1)
+        waveform = resample(restored, own_rate, sampling_rate, length)
         waveform = match_loudness(waveform, reference, sampling_rate)
         if dryness < 1:
             waveform = match_loudness(dryness * waveform + (1 - dryness) * reference, reference, sampling_rate)
         return waveform
 
-    def _padded(self, waveforms: list[np.ndarray], num_samples: int) -> torch.Tensor:
-        """All channels one below the other, with the STFT's edges and the last chunk's padding."""
-        transform = self.transform
-        num_frames = transform.num_frames(num_samples)
-        starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
-        channels = torch.zeros(sum(map(len, waveforms)), num_frames * transform.hop_length)
-        row = 0
-        for waveform in waveforms:
-            shared = min(waveform.shape[-1], num_samples)
-            channels[row : row + len(waveform), :shared] = torch.from_numpy(waveform[:, :shared])
-            row += len(waveform)
-        edges = torch.nn.functional.pad(channels, (transform.pad, transform.pad), mode="reflect")
-        beyond = (starts[-1] + self.chunk_frames - num_frames) * transform.hop_length
-        return torch.nn.functional.pad(edges, (0, max(beyond, 0)))
+    @torch.no_grad()
+    def stream(
+        self,
+        takes: Sequence[Source],
+        num_inference_steps: int | None = None,
+        reconstruction: str = "faithful",
+        generator: torch.Generator | None = None,
+        batch_size: int = 4,
+    ) -> Iterator[np.ndarray]:
+        """Restores takes of any length in memory that does not grow with it.
 
-    def _stft(self, padded: torch.Tensor, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
+        Args:
+            takes: At the pipeline's own sampling rate and at the level that [`~takes.level_gain`] brings them to, the
+                reference first.
+            num_inference_steps, reconstruction, generator, batch_size: See [`__call__`].
+
+        Yields:
+            The reference's restoration (channels, samples) piece by piece, at the pipeline's sampling rate and not yet
+            at any loudness.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        self.check_inputs(
+            self.config.sample_rate, num_inference_steps, reconstruction, 1.0, batch_size, output_type="np"
+        )
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        yield from self._blocks(
+            takes, reconstruction, batch_size, _Sampling(num_inference_steps, seed, None, None, ())
+        )
+        self.maybe_free_model_hooks()
+
+    def _blocks(
+        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling
+    ) -> Iterator[np.ndarray]:
+        """The restoration (channels of the first take, samples) piece by piece."""
+        num_samples = takes[0].num_samples
+        slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
+        transform = self.transform
+        padded = Padded(takes, transform.num_frames(num_samples), transform.hop_length, transform.pad)
+        read_out = self._faithful if reconstruction == "faithful" else self._vocoded
+        for block in read_out(padded, slots, num_samples, batch_size, sampling):
+            if not torch.isfinite(block).all():
+                raise ValueError(
+                    f"The {reconstruction} read-out is not finite: use dtype=torch.float32 for every component."
+                )
+            yield block.cpu().numpy()
+
+    def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
         """Spectra of frames from `first` on, sorted into slots: (rows, slots, bins, num_frames)."""
         hop, pad = self.transform.hop_length, self.transform.pad
-        samples = padded[:, first * hop : (first + num_frames) * hop + 2 * pad].to(self._execution_device)
+        samples = padded.window(first * hop, (first + num_frames) * hop + 2 * pad).to(self._execution_device)
         stft = self.transform.stft_of_padded(samples)  # (all channels, bins, num_frames)
         return stft[torch.tensor(slots, device=stft.device)]
 
     def _faithful(
-        self, padded: torch.Tensor, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> torch.Tensor:
-        """Filters the recordings by the complex band gains and adds them up: (rows, num_samples)."""
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+    ) -> Iterator[torch.Tensor]:
+        """Filters the recordings by the complex band gains and adds them up: (rows, samples) piece by piece."""
         hop, pad = self.transform.hop_length, self.transform.pad
-        total = torch.zeros(len(slots), self.transform.num_frames(num_samples) * hop + 2 * pad)
-        energy = torch.zeros(total.shape[-1])
+        # What a later block will add to: samples after the frames so far.
+        tail, tail_energy = torch.zeros(len(slots), 2 * pad), torch.zeros(2 * pad)
+        skipped, wanted = pad, num_samples  # the reflected beginning, and what is still to be yielded
         for first, gains in self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=True):
             stft = self._stft(padded, first, gains.shape[-1], slots)
             filtered = (self.transform.spread(gains) * stft).sum(1)  # (rows, bins, frames)
-            samples, window_energy = self.transform.overlap_add(filtered)
-            part = slice(first * hop, first * hop + samples.shape[-1])
-            total[:, part] += samples.cpu()
-            energy[part] += window_energy.cpu()
-        return (total / energy.clamp_min(1e-8))[:, pad : pad + num_samples]
+            samples, energy = (part.cpu() for part in self.transform.overlap_add(filtered))
+            samples[:, : 2 * pad] += tail
+            energy[: 2 * pad] += tail_energy
+            final = gains.shape[-1] * hop
+            if first + gains.shape[-1] >= self.transform.num_frames(num_samples):
+                final = samples.shape[-1]
+            tail, tail_energy = samples[:, final:], energy[final:]
+            block = (samples[:, :final] / energy[:final].clamp_min(1e-8))[:, skipped : skipped + wanted]
+            skipped, wanted = max(skipped - final, 0), wanted - block.shape[-1]
+            if block.shape[-1]:
+                yield block
 
     def _vocoded(
-        self, padded: torch.Tensor, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> torch.Tensor:
-        """Synthesises the restored log-mel: (rows, num_samples)."""
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+    ) -> Iterator[torch.Tensor]:
+        """Synthesises the restored log-mel: (rows, samples) piece by piece."""
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=False)
-        mel = torch.cat([part.cpu() for _, part in bands], dim=-1)  # (rows, n_mels, frames)
-        return vocode(self.vocoder, mel, self._execution_device)[:, :num_samples]
+        wanted = num_samples
+        for block in vocode_parts(self.vocoder, (part.cpu() for _, part in bands), self._execution_device):
+            yield block[:, :wanted]
+            wanted -= min(block.shape[-1], wanted)
 
     def _restored_bands(
         self,
-        padded: torch.Tensor,
+        padded: Padded,
         slots: list[list[int]],
         num_samples: int,
         batch_size: int,
@@ -422,19 +453,35 @@ class _Sampling(NamedTuple):
 
 
 def vocode(vocoder: MMAudioVocoder, log_mel: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Waveform (rows, frames * hop_length) of a log-mel (rows, n_mels, frames), in blocks, so that memory is bounded.
+    """Waveform (rows, frames * hop_length) of a log-mel (rows, n_mels, frames)."""
+    return torch.cat([*vocode_parts(vocoder, [log_mel], device)], dim=-1)
 
-    A block sees `VOCODER_CONTEXT` further frames on both sides, whose samples are thrown away.
+
+def vocode_parts(
+    vocoder: MMAudioVocoder, parts: Iterable[torch.Tensor], device: torch.device | str
+) -> Iterator[torch.Tensor]:
+    """Waveform (rows, samples) piece by piece of a log-mel that comes in parts (rows, n_mels, frames).
+
+    It is vocoded in blocks, so that memory is bounded. A block sees `VOCODER_CONTEXT` further frames on both sides,
+    whose samples are thrown away.
     """
-    num_frames = log_mel.shape[-1]
-    waveforms = []
-    for first in range(0, num_frames, VOCODER_BLOCK):
-        begin, end = max(first - VOCODER_CONTEXT, 0), min(first + VOCODER_BLOCK + VOCODER_CONTEXT, num_frames)
-        block = vocoder(log_mel[..., begin:end].to(device, vocoder.dtype)).sample[:, 0].float().cpu()
-        hop_length = block.shape[-1] // (end - begin)
-        wanted = min(VOCODER_BLOCK, num_frames - first)
-        waveforms.append(block[:, (first - begin) * hop_length : (first - begin + wanted) * hop_length])
-    return torch.cat(waveforms, dim=-1)
+    first = begin = 0  # of the next block's own frames, and of what is kept of the log-mel
+    kept: torch.Tensor | None = None
+    for part in itertools.chain(parts, [None]):
+        if part is not None:
+            kept = part if kept is None else torch.cat([kept, part], dim=-1)
+        if kept is None:
+            return
+        known = begin + kept.shape[-1]
+        while first + VOCODER_BLOCK + VOCODER_CONTEXT <= known or (part is None and first < known):
+            end = min(first + VOCODER_BLOCK + VOCODER_CONTEXT, known)
+            block = vocoder(kept[..., : end - begin].to(device, vocoder.dtype)).sample[:, 0].float().cpu()
+            hop_length = block.shape[-1] // (end - begin)
+            wanted = min(VOCODER_BLOCK, known - first)
+            yield block[:, (first - begin) * hop_length : (first - begin + wanted) * hop_length]
+            first += VOCODER_BLOCK
+            forgotten = max(first - VOCODER_CONTEXT - begin, 0)
+            begin, kept = begin + forgotten, kept[..., forgotten:]
 
 
 def _cut(noise: torch.Tensor, first: int, num_frames: int) -> torch.Tensor:

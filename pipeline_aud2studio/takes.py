@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .audio import NORMAL_RMS_DB
+
 AudioInput = np.ndarray | torch.Tensor
+SILENCE_RMS = 1e-6  # -120 dBFS: below it there is nothing to restore
 
 
 def assign_slots(num_channels: list[int], max_recordings: int) -> list[list[int]]:
@@ -71,6 +74,11 @@ def _as_take(audio: AudioInput) -> np.ndarray:
     if not np.isfinite(waveform).all():
         raise ValueError("`audio` has NaN or infinite samples.")
     return waveform
+
+
+def level_gain(level_rms: float) -> float:
+    """Gain that brings a take of this RMS, see :func:`rms`, to the level at which the networks see every recording."""
+    return 10 ** (NORMAL_RMS_DB / 20) / max(level_rms, SILENCE_RMS)
 
 
 def rms(waveform: np.ndarray) -> float:

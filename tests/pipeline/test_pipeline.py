@@ -183,10 +183,12 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
     real_features = BandImage.features
     monkeypatch.setattr(BandImage, "features", lambda *a, **k: features.append(real_features(*a, **k)) or features[-1])
     mels = []
-    monkeypatch.setattr(
-        "pipeline_aud2studio.pipeline.vocode",
-        lambda vocoder, mel, device: mels.append(mel) or torch.zeros(len(mel), mel.shape[-1] * 256),
-    )
+
+    def silent(vocoder, parts, device):
+        mels.extend(parts)
+        yield torch.zeros(len(mels[0]), sum(mel.shape[-1] for mel in mels) * 256)
+
+    monkeypatch.setattr("pipeline_aud2studio.pipeline.vocode_parts", silent)
     monkeypatch.setattr(Aud2StudioPipeline, "unet", PerfectUNet(), raising=False)
     toy_pipeline.scheduler = scheduler
     unet = toy_pipeline.__dict__.pop("unet")
