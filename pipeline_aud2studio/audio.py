@@ -5,9 +5,11 @@ Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyloudnorm
@@ -47,6 +49,41 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int, length: int
     return np.ascontiguousarray(resampled, dtype=np.float32)
 
 
+def resampled(
+    blocks: Iterable[Waveform], source_rate: int, target_rate: int, length: int | None = None
+) -> Iterator[Waveform]:
+    """What `resample` gives for a signal that comes in blocks `(channels, samples)`, in blocks.
+
+    Args:
+        length: samples of the result, to the sample; by default `samples * target_rate / source_rate`, rounded.
+    """
+    stream: soxr.ResampleStream | None = None
+    received = given = 0
+    last: Waveform | None = None
+    for block in itertools.chain(blocks, [None]):
+        if block is not None:
+            received, last = received + block.shape[1], block
+        if last is None:
+            return
+        if source_rate == target_rate:
+            piece = last[:, :0] if block is None else block
+        else:
+            if stream is None:
+                stream = soxr.ResampleStream(source_rate, target_rate, len(last), "float32", "VHQ")
+            samples = np.ascontiguousarray((last[:, :0] if block is None else block).T, np.float32)
+            piece = stream.resample_chunk(samples, last=block is None).T
+        wanted = length
+        if block is None:
+            if wanted is None:
+                wanted = max(1, round(received * target_rate / source_rate))
+            piece = np.pad(piece, ((0, 0), (0, max(0, wanted - given - piece.shape[1]))))
+        if wanted is not None:
+            piece = piece[:, : max(0, wanted - given)]
+        given += piece.shape[1]
+        if piece.shape[1]:
+            yield np.ascontiguousarray(piece, np.float32)
+
+
 def rms_db(waveform: Waveform) -> float:
     """Root mean square over all channels and samples in dBFS; minus infinity for silence."""
     power = float(np.mean(np.square(waveform), dtype=np.float64))
@@ -61,40 +98,76 @@ def normalise_rms(waveform: Waveform, target_db: float = NORMAL_RMS_DB) -> tuple
 
 
 def loudness_lufs(waveform: Waveform, sample_rate: int) -> float:
-    """Integrated loudness (ITU-R BS.1770-4) in LUFS; minus infinity for silence.
+    """Integrated loudness (ITU-R BS.1770-4) in LUFS; minus infinity for silence. See `LoudnessMeter`."""
+    meter = LoudnessMeter(len(waveform), sample_rate)
+    for first in range(0, waveform.shape[1], _BLOCK_FRAMES):
+        meter.push(waveform[:, first : first + _BLOCK_FRAMES])
+    return meter.lufs
 
-    Where its gate has nothing to measure, in signals shorter than a block of 0.4 s or below -70 LUFS throughout, the
-    level without weighting and gate stands in for it.
+
+class LoudnessMeter:
+    """Loudness, level and peak of a signal that comes in pieces `(channels, samples)`.
+
+    Attributes:
+        peak: the largest magnitude so far, 1.0 is full scale.
     """
-    power = _gated_power(_block_powers(waveform, sample_rate))
-    if power is None:  # the powers of the channels add up in BS.1770
-        return rms_db(waveform) + 10 * math.log10(len(waveform)) - 0.691
-    return 10 * math.log10(power) - 0.691
 
+    def __init__(self, num_channels: int, sample_rate: int) -> None:
+        shelf = pyloudnorm.IIRfilter(4.0, 1 / math.sqrt(2), 1500.0, sample_rate, "high_shelf")
+        high_pass = pyloudnorm.IIRfilter(0.0, 0.5, 38.0, sample_rate, "high_pass")
+        self._sections = np.stack([np.concatenate([stage.b, stage.a]) for stage in (shelf, high_pass)])
+        self._state = np.zeros((len(self._sections), num_channels, 2))
+        self._num_channels, self._sample_rate = num_channels, sample_rate
+        self._steps: list[float] = []  # K-weighted energy of every step of 0.1 s, channels added up
+        self._step = 0.0  # that of the one that is not over yet
+        self._samples, self._energy = 0, 0.0
+        self.peak = 0.0
 
-def _block_powers(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
-    """K-weighted power of every block of 0.4 s, one each 0.1 s, channels added up; none if the signal is shorter.
-
-    Filtered piece by piece, so that an hour of music needs no more memory than a minute.
-    """
-    samples = waveform.shape[1]
-    if samples < round(0.4 * sample_rate):
-        return np.empty(0)
-    num_steps = round((samples / sample_rate - 0.4) / 0.1) + 4
-    edges = np.minimum(np.arange(num_steps + 1) * sample_rate // 10, samples)
-    shelf = pyloudnorm.IIRfilter(4.0, 1 / math.sqrt(2), 1500.0, sample_rate, "high_shelf")
-    high_pass = pyloudnorm.IIRfilter(0.0, 0.5, 38.0, sample_rate, "high_pass")
-    sections = np.stack([np.concatenate([stage.b, stage.a]) for stage in (shelf, high_pass)])
-    state = np.zeros((len(sections), len(waveform), 2))
-    energies = []
-    for first in range(0, num_steps, 100):
-        bounds = edges[first : first + 101]
-        piece = waveform[:, bounds[0] : bounds[-1]].astype(np.float64)
-        weighted, state = signal.sosfilt(sections, piece, axis=1, zi=state)
+    def push(self, waveform: Waveform) -> None:
+        """Takes the next piece."""
+        if not waveform.shape[1]:
+            return
+        piece = waveform.astype(np.float64)
+        weighted, self._state = signal.sosfilt(self._sections, piece, axis=1, zi=self._state)
         total = np.concatenate([[0.0], np.square(weighted).sum(0).cumsum()])
-        energies.append(np.diff(total[bounds - bounds[0]]))
-    steps = np.concatenate(energies)
-    return (steps[:-3] + steps[1:-2] + steps[2:-1] + steps[3:]) / (0.4 * sample_rate)
+        begin, end = self._samples, self._samples + waveform.shape[1]
+        bounds = [begin]
+        while (edge := (len(self._steps) + len(bounds)) * self._sample_rate // 10) <= end:
+            bounds.append(edge)
+        sums = np.diff(total[np.array([*bounds, end]) - begin])
+        for energy in sums[:-1]:
+            self._steps.append(self._step + float(energy))
+            self._step = 0.0
+        self._step += float(sums[-1])
+        self._samples = end
+        self._energy += float(np.square(piece).sum())
+        self.peak = max(self.peak, float(np.abs(waveform).max()))
+
+    @property
+    def rms_db(self) -> float:
+        """Root mean square over all channels and samples in dBFS; minus infinity for silence."""
+        power = self._energy / max(self._samples * self._num_channels, 1)
+        return 10 * math.log10(power) if power > 0 else -math.inf
+
+    @property
+    def lufs(self) -> float:
+        """Integrated loudness (ITU-R BS.1770-4) in LUFS; minus infinity for silence.
+
+        Where its gate has nothing to measure, in signals shorter than a block of 0.4 s or below -70 LUFS throughout,
+        the level without weighting and gate stands in for it.
+        """
+        power = _gated_power(self._block_powers())
+        if power is None:  # the powers of the channels add up in BS.1770
+            return self.rms_db + 10 * math.log10(self._num_channels) - 0.691
+        return 10 * math.log10(power) - 0.691
+
+    def _block_powers(self) -> NDArray[np.float64]:
+        """K-weighted power of every block of 0.4 s, one each 0.1 s; none if the signal is shorter."""
+        if self._samples < round(0.4 * self._sample_rate):
+            return np.empty(0)
+        num_steps = round((self._samples / self._sample_rate - 0.4) / 0.1) + 4
+        steps = np.array([*self._steps, self._step, 0.0])[:num_steps]
+        return (steps[:-3] + steps[1:-2] + steps[2:-1] + steps[3:]) / (0.4 * self._sample_rate)
 
 
 def _gated_power(powers: NDArray[np.float64]) -> float | None:
@@ -108,36 +181,50 @@ def _gated_power(powers: NDArray[np.float64]) -> float | None:
 def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int) -> Waveform:
     """`restored` at the loudness of `reference`, both `(channels, samples)`, lowered where it would clip.
 
-    Warns with `LoudnessWarning` where the loudness is not kept: it would clip, or next to nothing is left of the
-    recording and would have to be lifted by more than `MAX_LOUDNESS_GAIN_DB`.
+    Warns with `LoudnessWarning` where the loudness is not kept, see `loudness_gain` and `peak_gain`.
     """
-    restored_lufs, reference_lufs = loudness_lufs(restored, sample_rate), loudness_lufs(reference, sample_rate)
+    gain = loudness_gain(loudness_lufs(restored, sample_rate), loudness_lufs(reference, sample_rate))
+    return guard_peak(restored * np.float32(gain))
+
+
+def loudness_gain(restored_lufs: float, reference_lufs: float) -> float:
+    """Factor that brings a restored signal to the reference's loudness; 1 where either is silent.
+
+    Warns where next to nothing is left of the recording and would have to be lifted by more than
+    `MAX_LOUDNESS_GAIN_DB`.
+    """
     if not math.isfinite(restored_lufs) or not math.isfinite(reference_lufs):
-        return restored
+        return 1.0
     gain_db = reference_lufs - restored_lufs
     if gain_db > MAX_LOUDNESS_GAIN_DB:
         warnings.warn(
             f"the restored signal is {gain_db:.1f} dB quieter than the recording; it is raised by"
             f" {MAX_LOUDNESS_GAIN_DB:g} dB only",
             LoudnessWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         gain_db = MAX_LOUDNESS_GAIN_DB
-    return guard_peak(restored * np.float32(10 ** (gain_db / 20)))
+    return float(10 ** (gain_db / 20))
 
 
 def guard_peak(waveform: Waveform) -> Waveform:
     """The waveform, with a `LoudnessWarning` lowered to `PEAK_CEILING_DB` where it would clip."""
-    peak_db = 20 * math.log10(max(float(np.abs(waveform).max(initial=0.0)), 1e-12))
+    gain = peak_gain(float(np.abs(waveform).max(initial=0.0)))
+    return waveform if gain == 1 else waveform * np.float32(gain)
+
+
+def peak_gain(peak: float) -> float:
+    """Factor that lowers a signal of this peak to `PEAK_CEILING_DB` if it would clip, with a `LoudnessWarning`."""
+    peak_db = 20 * math.log10(max(peak, 1e-12))
     if peak_db <= 0:
-        return waveform
+        return 1.0
     lowered_db = peak_db - PEAK_CEILING_DB
     warnings.warn(
         f"the result is {lowered_db:.1f} dB quieter than it should be, because it would clip",
         LoudnessWarning,
         stacklevel=3,
     )
-    return waveform * np.float32(10 ** (-lowered_db / 20))
+    return float(10 ** (-lowered_db / 20))
 
 
 def tilt(waveform: Waveform, sample_rate: int, tilt_db: float) -> Waveform:
@@ -146,13 +233,23 @@ def tilt(waveform: Waveform, sample_rate: int, tilt_db: float) -> Waveform:
     The gain in dB is a straight line over log-frequency between these two, and level beyond them. Negative values
     make the sound darker.
     """
-    num_taps = 2 * (sample_rate // 20) + 1  # 100 ms: resolves the bend at 50 Hz
+    return np.concatenate([*tilted([waveform], sample_rate, tilt_db)], axis=1)
+
+
+def tilted(blocks: Iterable[Waveform], sample_rate: int, tilt_db: float) -> Iterator[Waveform]:
+    """`tilt` of a signal that comes in blocks."""
+    half = sample_rate // 20
+    num_taps = 2 * half + 1  # 100 ms: resolves the bend at 50 Hz
     frequencies = np.fft.rfftfreq(2 * num_taps, 1 / sample_rate)
     octaves = np.log2(np.maximum(frequencies, 1.0) / 1000) / math.log2(20)
     gain = 10 ** (tilt_db / 2 * np.clip(octaves, -1, 1) / 20)
-    response = np.roll(np.fft.irfft(gain), num_taps // 2)[:num_taps]
+    response = np.roll(np.fft.irfft(gain), half)[:num_taps]
     taps = (response * np.hanning(num_taps)).astype(np.float32)
-    return signal.oaconvolve(waveform, taps[None], mode="same", axes=1).astype(np.float32)
+
+    def convolved(signals: Waveform) -> Waveform:
+        return signal.oaconvolve(signals, taps[None], mode="same", axes=1).astype(np.float32)
+
+    return _in_context(blocks, half, convolved, "constant")
 
 
 def limiter(
@@ -167,28 +264,75 @@ def limiter(
     The reduction needed (in dB) is held for the look-ahead on both sides, released along a straight line, and smoothed
     over the look-ahead: every value that the smoothing averages covers the peak, so the average does, too.
     """
-    peaks = np.abs(waveform).max(axis=0)
-    ceiling = 10 ** (ceiling_db / 20)
-    if peaks.max(initial=0.0) <= ceiling:
+    if np.abs(waveform).max(initial=0.0) <= 10 ** (ceiling_db / 20):
         return waveform
-    needed_db = 20 * np.log10(np.maximum(peaks, ceiling) / ceiling)
+    return np.concatenate([*limited([waveform], sample_rate, ceiling_db, lookahead_s, release_db_per_s)], axis=1)
+
+
+def limited(
+    blocks: Iterable[Waveform],
+    sample_rate: int,
+    ceiling_db: float = -1.0,
+    lookahead_s: float = 0.005,
+    release_db_per_s: float = 60.0,
+) -> Iterator[Waveform]:
+    """`limiter` for a signal that comes in blocks."""
+    ceiling = 10 ** (ceiling_db / 20)
     half = max(1, round(lookahead_s * sample_rate))
-    held_db = ndimage.maximum_filter1d(needed_db, 2 * half + 1, mode="nearest")
-    released_db = _released(held_db, release_db_per_s / sample_rate)
-    window = np.hanning(2 * half + 3)[1:-1]
-    reduction_db = ndimage.convolve1d(released_db, window / window.sum(), mode="nearest")
-    limited = waveform * (10 ** (-reduction_db / 20)).astype(np.float32)
-    return np.clip(limited, -ceiling, ceiling)  # float32 rounding only
+    window = np.hanning(2 * half + 3)[1:-1] / np.hanning(2 * half + 3)[1:-1].sum()
+    waiting: list[Waveform] = []  # for their reduction, which looks ahead
+
+    def needed_db() -> Iterator[Waveform]:
+        for block in blocks:
+            waiting.append(block)
+            yield 20 * np.log10(np.maximum(np.abs(block).max(axis=0, keepdims=True), ceiling) / ceiling)
+
+    def held(levels_db: Waveform) -> Waveform:
+        return ndimage.maximum_filter1d(levels_db, 2 * half + 1, axis=1, mode="nearest")
+
+    def smoothed(levels_db: Waveform) -> Waveform:
+        return ndimage.convolve1d(levels_db, window, axis=1, mode="nearest")
+
+    released_db = _released(_in_context(needed_db(), half, held, "edge"), release_db_per_s / sample_rate)
+    for reduction_db in _in_context(released_db, half, smoothed, "edge"):
+        length = reduction_db.shape[1]
+        joined = np.concatenate(waiting, axis=1)
+        waiting[:] = [joined[:, length:]]
+        reduced = joined[:, :length] * (10 ** (-reduction_db / 20)).astype(np.float32)
+        yield np.clip(reduced, -ceiling, ceiling)  # float32 rounding only
 
 
-def _released(held_db: Waveform, step_db: float) -> Waveform:
-    """The smallest curve above `held_db` (samples) that falls by no more than `step_db` a sample."""
-    released_db = np.empty_like(held_db)
+def _released(blocks: Iterable[Waveform], step_db: float) -> Iterator[Waveform]:
+    """The smallest curve above the levels (1, samples) that falls by no more than `step_db` a sample."""
     last_db = 0.0
-    for first in range(0, len(held_db), _BLOCK_FRAMES):
-        block = slice(first, first + _BLOCK_FRAMES)
-        slope_db = np.arange(1, len(held_db[block]) + 1) * step_db
+    for held_db in blocks:
+        slope_db = np.arange(1, held_db.shape[1] + 1) * step_db
         # Tilted by the slope, "falls by no more than" becomes "never falls".
-        released_db[block] = np.maximum(np.maximum.accumulate(held_db[block] + slope_db), last_db) - slope_db
-        last_db = float(released_db[block][-1])
-    return released_db
+        released_db = np.maximum(np.maximum.accumulate(held_db + slope_db, axis=1), last_db) - slope_db
+        last_db = float(released_db[0, -1])
+        yield released_db
+
+
+def _in_context(
+    blocks: Iterable[Waveform], half: int, function: Callable[[Waveform], Waveform], edge: Literal["edge", "constant"]
+) -> Iterator[Waveform]:
+    """A function of every sample and the `half` before and after it, applied to a signal that comes in blocks.
+
+    Args:
+        function: from (channels, samples) to the like; what it gives near the ends is not used.
+        edge: what is beyond the ends, as in `numpy.pad`.
+    """
+    kept: Waveform | None = None
+    for block in itertools.chain(blocks, [None]):
+        if block is not None and not block.shape[1]:
+            continue
+        if kept is None:
+            if block is None:
+                return
+            kept = np.pad(block, ((0, 0), (half, 0)), mode=edge)
+        else:
+            kept = np.pad(kept, ((0, 0), (0, half)), mode=edge) if block is None else np.concatenate([kept, block], 1)
+        for first in range(0, kept.shape[1] - 2 * half, _BLOCK_FRAMES):
+            piece = function(kept[:, first : first + _BLOCK_FRAMES + 2 * half])
+            yield piece[:, half : piece.shape[1] - half]
+        kept = kept[:, max(kept.shape[1] - 2 * half, 0) :]

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,13 +31,14 @@ DOWNMIX = {
     6: ((1, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H)),  # the fourth is the subwoofer
     8: ((1, 0, _H, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H, 0, _H)),
 }
-MAX_FRAMES_PER_BYTE = 64  # what codecs reach on music is below
 
 # What a folder given as input is searched for. Other files are still tried when they are named one by one.
 SUFFIXES_READ = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .mp4 .mov .aac .aif .aiff .caf .3gp .amr .webm .mka .mkv .wma".split()
 )
 # Per output format: the sample formats it can hold, by their names in libsndfile.
+BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+MAX_WAV_BYTES = 2**32 - 2**16  # a header counts 32 bits of them, and tags want some room
 SUBTYPES_WRITTEN = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
 
 TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
@@ -70,10 +71,29 @@ class Audio:
         return self.waveform.shape[1] / self.sample_rate
 
 
-def read(
+@dataclass(frozen=True)
+class Sound:
+    """A file while it is open.
+
+    Attributes:
+        blocks: its samples, blocks `(channels, samples)` of float32, once.
+        frames: samples of the whole file as its header has it; None where only decoding tells.
+        tags, subtype: see `Audio`.
+    """
+
+    sample_rate: int
+    num_channels: int
+    frames: int | None
+    tags: dict[str, str]
+    subtype: str | None
+    blocks: Iterator[Waveform]
+
+
+@contextlib.contextmanager
+def opened(
     path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, downmix: bool = False
-) -> Audio:
-    """Decode a file, or the part of it between two times.
+) -> Iterator[Sound]:
+    """A file, or the part of it between two times, to be decoded block by block.
 
     libsndfile decodes WAV, FLAC, OGG, MP3 and its like, PyAV the rest (M4A, MP4, MOV, ...). Both drop the silence that
     lossy encoders put before and after the music, as far as the file says how long it is.
@@ -84,7 +104,8 @@ def read(
 
     Raises:
         AudioError: the file is missing, not audio, empty, of another kind than this project restores (more than two
-            channels, a rate outside 8 to 192 kHz), or holds NaN or infinite samples; or the times lie outside it.
+            channels, a rate outside 8 to 192 kHz), or, while it is decoded, holds NaN or infinite samples or ends
+            before the start.
     """
     path = Path(path)
     start_s = 0.0 if start_s is None else start_s
@@ -98,33 +119,54 @@ def read(
         raise AudioError(f"{path} is a folder, not an audio file")
     if not path.is_file():  # opening a pipe would wait for its other end
         raise AudioError(f"{path} is not a file but a pipe or a device")
-    try:
-        with path.open("rb", buffering=0) as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb", buffering=0))
             if not file.read(1):
                 raise AudioError(f"{path} is empty (0 bytes)")
             file.seek(0)
-            size = os.fstat(file.fileno()).st_size
             try:
                 # By its descriptor, so that libsndfile goes by the content, not by the name.
-                with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                    _check_format(path, sound.samplerate, sound.channels, downmix)
-                    tags = {name: text for name, text in sound.copy_metadata().items() if name in TAGS and text}
-                    audio = Audio(_read_soundfile(sound, size, start_s, end_s), sound.samplerate, tags, sound.subtype)
+                sound = stack.enter_context(soundfile.SoundFile(file.fileno(), closefd=False))
+                found = _of_soundfile(path, sound, start_s, end_s, downmix)
             except soundfile.LibsndfileError:
-                audio = _read_av(path, start_s, end_s, downmix)
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}") from None
+                found = _of_av(path, stack, start_s, end_s, downmix)
+        except OSError as error:
+            raise AudioError(f"{path} cannot be read: {error.strerror}") from None
+        yield replace(found, blocks=_usable(path, found, start_s))
 
-    if audio.waveform.shape[1] == 0:
+
+def _usable(path: Path, sound: Sound, start_s: float) -> Iterator[Waveform]:
+    """The blocks, mixed down; an error for a file without any, or with samples that are no numbers."""
+    position = 0
+    try:
+        for block in sound.blocks:
+            if len(block) > MAX_CHANNELS:
+                block = np.array(DOWNMIX[len(block)], np.float32) @ block
+            finite = np.isfinite(block).all(axis=0)
+            if not finite.all():
+                at_s = start_s + (position + int(np.argmin(finite))) / sound.sample_rate
+                raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
+            position += block.shape[1]
+            if block.shape[1]:
+                yield block
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AudioError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not position:
         reason = "holds no audio" if start_s == 0 else f"ends before the start that was asked for ({start_s:g} s)"
         raise AudioError(f"{path} {reason}")
-    if len(audio.waveform) > MAX_CHANNELS:
-        audio = replace(audio, waveform=np.array(DOWNMIX[len(audio.waveform)], np.float32) @ audio.waveform)
-    finite = np.isfinite(audio.waveform).all(axis=0)
-    if not finite.all():
-        at_s = start_s + int(np.argmin(finite)) / audio.sample_rate
-        raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
-    return audio
+
+
+def read(
+    path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, downmix: bool = False
+) -> Audio:
+    """Decode a file, or the part of it between two times, into memory.
+
+    Raises:
+        AudioError: see `opened`.
+    """
+    with opened(path, start_s, end_s, downmix) as sound:
+        return Audio(np.concatenate([*sound.blocks], axis=1), sound.sample_rate, sound.tags, sound.subtype)
 
 
 def excerpt(audio: Audio, path: Path, start_s: float | None, end_s: float | None) -> Audio:
@@ -157,56 +199,65 @@ def _excerpt(start_s: float, end_s: float | None, sample_rate: int, length: floa
     return round(start_s * sample_rate), stop
 
 
-def _read_soundfile(file: soundfile.SoundFile, num_bytes: int, start_s: float, end_s: float | None) -> Waveform:
+def _of_soundfile(path: Path, file: soundfile.SoundFile, start_s: float, end_s: float | None, downmix: bool) -> Sound:
+    _check_format(path, file.samplerate, file.channels, downmix)
     start, stop = _excerpt(start_s, end_s, file.samplerate, file.frames)
-    length = max(0, int(stop) - start)
-    if length == 0:
-        return np.empty((file.channels, 0), np.float32)
-    file.seek(start)
-    blocks = file.blocks(_BLOCK_FRAMES, frames=length, dtype="float32", always_2d=True)
-    if file.frames > MAX_FRAMES_PER_BYTE * num_bytes:  # near silence, or a header that lies: no memory on its word
-        nothing = np.empty((file.channels, 0), np.float32)
-        return np.concatenate([nothing, *(block.T for block in blocks)], axis=1)
-    waveform = np.empty((file.channels, length), np.float32)
-    position = 0
-    for block in blocks:
-        waveform[:, position : position + len(block)] = block.T
-        position += len(block)
-    return waveform[:, :position]  # a truncated file holds less than its header says
+
+    def blocks() -> Iterator[Waveform]:
+        if start < stop:
+            file.seek(start)
+            # A truncated file holds less than its header says.
+            for block in file.blocks(_BLOCK_FRAMES, frames=int(stop) - start, dtype="float32", always_2d=True):
+                yield block.T
+
+    tags = {name: text for name, text in file.copy_metadata().items() if name in TAGS and text}
+    channels = min(file.channels, MAX_CHANNELS)
+    return Sound(file.samplerate, channels, file.frames, tags, file.subtype, blocks())
 
 
-def _read_av(path: Path, start_s: float, end_s: float | None, downmix: bool) -> Audio:
-    """Decode from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
+def _of_av(path: Path, stack: contextlib.ExitStack, start_s: float, end_s: float | None, downmix: bool) -> Sound:
+    """Decodes from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
     try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{path} has no sound in it")
-            stream = container.streams.audio[0]
-            # A stream of no known codec has neither.
-            rate, channels = getattr(stream, "sample_rate", 0), getattr(stream, "channels", 0)
-            if not rate or not channels:
-                raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
-            _check_format(path, rate, channels, downmix)
-            # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
-            exact = container.format.name.startswith("mov") and stream.duration is not None
-            total = round(stream.duration * stream.time_base * rate) if exact else math.inf
-            start, stop = _excerpt(start_s, end_s, rate, total)
-            planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-            blocks, position = [], 0
+        container = stack.enter_context(av.open(os.fspath(path)))
+        if not container.streams.audio:
+            raise AudioError(f"{path} has no sound in it")
+        stream = container.streams.audio[0]
+        # A stream of no known codec has neither.
+        rate, channels = getattr(stream, "sample_rate", 0), getattr(stream, "channels", 0)
+        if not rate or not channels:
+            raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
+        _check_format(path, rate, channels, downmix)
+        # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
+        exact = container.format.name.startswith("mov") and stream.duration is not None
+        total = round(stream.duration * stream.time_base * rate) if exact else math.inf
+        start, stop = _excerpt(start_s, end_s, rate, total)
+        planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+        tags = _av_tags({**container.metadata, **stream.metadata})
+    except (av.FFmpegError, OSError) as error:
+        raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
+
+    def blocks() -> Iterator[Waveform]:
+        position, waiting, length = 0, [], 0
+        try:
             for frame in container.decode(stream):
                 for part in planar.resample(frame):
                     end = position + part.samples
                     if end > start and position < stop:
                         cut = slice(max(0, start - position), int(min(stop - position, part.samples)))
-                        blocks.append(part.to_ndarray()[:, cut])
+                        waiting.append(part.to_ndarray()[:, cut].astype(np.float32, copy=False))
+                        length += waiting[-1].shape[1]
                     position = end
+                if length >= _BLOCK_FRAMES:
+                    yield np.concatenate(waiting, axis=1)
+                    waiting, length = [], 0
                 if position >= stop:
                     break
-            tags = _av_tags({**container.metadata, **stream.metadata})
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
-    waveform = np.concatenate(blocks, axis=1) if blocks else np.empty((channels, 0), np.float32)
-    return Audio(waveform.astype(np.float32, copy=False), rate, tags)
+        except (av.FFmpegError, OSError) as error:
+            raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
+        if waiting:
+            yield np.concatenate(waiting, axis=1)
+
+    return Sound(rate, min(channels, MAX_CHANNELS), int(total) if exact else None, tags, None, blocks())
 
 
 def _av_tags(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -278,11 +329,29 @@ def write(
     subtype: str = "PCM_24",
     tags: Mapping[str, str] | None = None,
 ) -> None:
+    """Write `(channels, samples)` as WAV or FLAC; see `write_blocks`."""
+    blocks = (waveform[:, first : first + _BLOCK_FRAMES] for first in range(0, waveform.shape[1], _BLOCK_FRAMES))
+    write_blocks(path, blocks, len(waveform), waveform.shape[1], sample_rate, subtype, tags)
+
+
+def write_blocks(
+    path: str | os.PathLike[str],
+    blocks: Iterable[Waveform],
+    num_channels: int,
+    num_samples: int,
+    sample_rate: int,
+    subtype: str = "PCM_24",
+    tags: Mapping[str, str] | None = None,
+) -> None:
     """Write WAV or FLAC, whichever the name ends in; an existing file is replaced once the new one is complete.
+
+    A WAV file of more than 4 GB, whose header cannot say how long it is, becomes RF64 (EBU Tech 3306), which players
+    take for WAV.
 
     Args:
         path: the name decides the format.
-        waveform: float `(channels, samples)`; integer formats round it and clip it at full scale.
+        blocks: float `(channels, samples)`; integer formats round it and clip it at full scale.
+        num_channels, num_samples: of all blocks together.
         sample_rate: in Hz.
         subtype: "PCM_16", "PCM_24" or, in WAV, "FLOAT".
         tags: any of `TAGS`; what the format has no place for is left out.
@@ -298,14 +367,16 @@ def write(
     if subtype not in subtypes:
         raise AudioError(f"{path} cannot hold {subtype} samples: choose one of {', '.join(subtypes)}")
     container = path.suffix[1:].upper()
+    if container == "WAV" and num_samples * num_channels * BYTES_PER_SAMPLE[subtype] > MAX_WAV_BYTES:
+        container = "RF64"
     with atomic_path(path) as temporary:
         try:
-            with soundfile.SoundFile(temporary, "w", sample_rate, len(waveform), subtype, format=container) as file:
+            with soundfile.SoundFile(temporary, "w", sample_rate, num_channels, subtype, format=container) as file:
                 for name, text in (tags or {}).items():
                     if name in TAGS:
                         setattr(file, name, text)
-                for first in range(0, waveform.shape[1], _BLOCK_FRAMES):
-                    file.write(_quantised(waveform[:, first : first + _BLOCK_FRAMES], subtype).T)
+                for block in blocks:
+                    file.write(_quantised(block, subtype).T)
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path} could not be written: {error.error_string}") from None
 

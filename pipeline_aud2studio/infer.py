@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import audio, files
-from .audio import LoudnessWarning, Waveform
-from .files import Audio
+from . import files
+from .audio import LoudnessWarning
+from .restore_file import Settings, Take, take_of_audio, take_of_file
+from .restore_file import restore as restore_takes
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -29,7 +29,7 @@ PROGRAM = "aud2studio"
 # By their names in diffusers. They share one configuration: the checkpoint's.
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
-BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+MODEL_RATE = 44100  # Hz, of the shipped checkpoint, to estimate the disk space by
 MAX_TAKES = 4  # recordings of one performance that the shipped model stacks
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -287,37 +287,42 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
 
 def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
     """Read, restore, finish, write, draw."""
-    number, takes = read_takes(job.inputs, args)
+    number, takes = open_takes(job.inputs, args)
     reference = takes[0]
-    sample_rate = args.sample_rate or reference.sample_rate
-    suffix = job.output.suffix.lower()
-    subtype = SUBTYPES[args.bit_depth] if args.bit_depth else files.output_subtype(suffix, reference.subtype)
-    num_samples = reference.waveform.size * sample_rate / reference.sample_rate
-    files.check_output(job.output, args.overwrite, round(num_samples * BYTES_PER_SAMPLE[subtype]))
+    subtype = (
+        SUBTYPES[args.bit_depth] if args.bit_depth else files.output_subtype(job.output.suffix, reference.subtype)
+    )
+    files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype))
+    settings = Settings(
+        args.steps, args.reconstruction, args.seed, args.dryness, args.sample_rate, args.tilt_db, args.limiter
+    )
 
-    if audio.rms_db(reference.waveform) < audio.SILENCE_RMS_DB:
-        _say(f"notice: {job.inputs[number]} is silent: it is returned as it is")
-        waveform, seconds = reference.waveform, 0.0
-    else:
-        loaded = pipeline()
-        started = time.perf_counter()
-        waveform = run_pipeline(loaded, takes, args)
-        seconds = time.perf_counter() - started
-    finished = finish(waveform, reference.sample_rate, sample_rate, args.tilt_db, args.limiter)
-    files.write(job.output, finished, sample_rate, subtype, reference.tags)
-    if args.plot is not None:
-        from .plot import plot_spectrograms
+    def say(text: str) -> None:
+        _say(f"notice: {job.inputs[number]} {text}")
 
-        before = audio.resample(reference.waveform, reference.sample_rate, sample_rate)
-        panels = {f"{job.inputs[number].name}: before": before, f"{job.output.name}: after": finished}
-        plot_spectrograms(args.plot, panels, sample_rate, args.start or 0.0)
-    return Restored(job.output, reference.seconds, seconds)
+    with restore_takes(takes, pipeline, settings, job.output.absolute().parent, say) as done:
+        result = done.result
+        blocks = result.blocks(done.gain)
+        files.write_blocks(
+            job.output, blocks, result.num_channels, result.num_samples, result.sample_rate, subtype, reference.tags
+        )
+        if args.plot is not None:
+            from .plot import plot_spectrograms
+            from .source import Scaled, Source
+
+            original = done.original
+            panels: dict[str, tuple[Source, int]] = {
+                f"{job.inputs[number].name}: before": (original, original.sample_rate),
+                f"{job.output.name}: after": (Scaled(result, done.gain), result.sample_rate),
+            }
+            plot_spectrograms(args.plot, panels, args.start or 0.0)
+        return Restored(job.output, done.original.num_samples / done.original.sample_rate, done.seconds)
 
 
-def read_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Audio]]:
+def open_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Take]]:
     """Which input is the reference, and the takes on its clock, the reference first."""
     if len(paths) == 1 or args.aligned:
-        return 0, [files.read(path, args.start, args.end, args.downmix) for path in paths]
+        return 0, [take_of_file(path, args.start, args.end, args.downmix) for path in paths]
     from .gather import gather
 
     reference = None if args.reference is None else args.reference - 1
@@ -325,33 +330,18 @@ def read_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, li
     number, takes = gather(
         recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}")
     )
-    return number, [files.excerpt(take, paths[number], args.start, args.end) for take in takes]
+    return number, [take_of_audio(files.excerpt(take, paths[number], args.start, args.end)) for take in takes]
 
 
-def run_pipeline(pipeline: Aud2StudioPipeline, takes: Sequence[Audio], args: argparse.Namespace) -> Waveform:
-    """The first take, restored with the help of the others: `(channels, samples)` at its own rate."""
-    import torch
-
-    rate = takes[0].sample_rate
-    output = pipeline(
-        [audio.resample(take.waveform, take.sample_rate, rate) for take in takes],
-        sampling_rate=rate,
-        num_inference_steps=args.steps,
-        reconstruction=args.reconstruction,
-        dryness=args.dryness,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    return output.audios[0]
-
-
-def finish(waveform: Waveform, rate: int, output_rate: int, tilt_db: float | None, limit: bool) -> Waveform:
-    """The output's rate, tilt and limiter; lowered where these make it clip."""
-    waveform = audio.resample(waveform, rate, output_rate)
-    if tilt_db:
-        waveform = audio.tilt(waveform, output_rate, tilt_db)
-    if limit:
-        waveform = audio.limiter(waveform, output_rate)
-    return audio.guard_peak(waveform)
+def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str) -> int:
+    """Bytes that the output and the temporary files need, as far as the headers tell how long the takes are."""
+    sizes = [(take.frames or 0) * take.num_channels / take.sample_rate for take in takes]  # seconds of one channel
+    rates = [max(take.sample_rate, MODEL_RATE) for take in takes]
+    temporary = sum(2 * 4 * size * rate for size, rate in zip(sizes, rates, strict=True))  # decoded, and resampled
+    stages = 1 + (args.dryness < 1) + bool(args.sample_rate or args.tilt_db or args.limiter)
+    to_rate = args.sample_rate or takes[0].sample_rate
+    per_sample = 4 * stages + files.BYTES_PER_SAMPLE[subtype]
+    return round(temporary + sizes[0] * max(to_rate, takes[0].sample_rate) * per_sample)
 
 
 @contextlib.contextmanager

@@ -287,13 +287,15 @@ class Aud2StudioPipeline(DiffusionPipeline):
             at any loudness.
 
         Raises:
-            ValueError: If an argument is out of range.
+            ValueError: If an argument is out of range, or there are more takes than the model stacks.
         """
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
         self.check_inputs(
             self.config.sample_rate, num_inference_steps, reconstruction, 1.0, batch_size, output_type="np"
         )
+        if not 1 <= len(takes) <= self.max_recordings:
+            raise ValueError(f"`takes` can be a list of 1 to {self.max_recordings} takes, got {len(takes)}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
         yield from self._blocks(
             takes, reconstruction, batch_size, _Sampling(num_inference_steps, seed, None, None, ())

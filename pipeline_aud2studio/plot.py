@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .audio import Waveform
 from .files import atomic_path
+
+if TYPE_CHECKING:
+    from .source import Source
 
 WINDOW_SAMPLES = 2048
 MAX_FRAMES = 1200  # about one for each pixel of the picture
@@ -19,32 +22,38 @@ RANGE_DB = 80.0
 LOWEST_HZ = 30.0
 
 
-def spectrogram_db(waveform: Waveform, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Power over time and frequency of `(channels, samples)`, averaged over the channels; a full-scale sine is 0 dB.
+def spectrogram_db(source: Source, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Power over time and frequency, averaged over the channels; a full-scale sine is 0 dB.
 
     Returns:
         Times in s (frames), frequencies in Hz (bins), levels in dB (bins, frames).
     """
-    padded = np.pad(waveform, ((0, 0), (0, max(0, WINDOW_SAMPLES - waveform.shape[1]))))
-    last = padded.shape[1] - WINDOW_SAMPLES
+    last = max(0, source.num_samples - WINDOW_SAMPLES)
     starts = np.arange(0, last + 1, max(WINDOW_SAMPLES // 8, last // MAX_FRAMES))
     window = np.hanning(WINDOW_SAMPLES).astype(np.float32)
     power = np.zeros((len(starts), WINDOW_SAMPLES // 2 + 1))
-    for channel in padded:
-        frames = np.lib.stride_tricks.sliding_window_view(channel, WINDOW_SAMPLES)[starts] * window
-        power += np.abs(np.fft.rfft(frames) * (2 / window.sum())) ** 2 / len(padded)
+    for number, start in enumerate(starts):
+        frame = source.read(int(start), min(int(start) + WINDOW_SAMPLES, source.num_samples))
+        padded = np.pad(frame, ((0, 0), (0, WINDOW_SAMPLES - frame.shape[1])))
+        power[number] = (np.abs(np.fft.rfft(padded * window) * (2 / window.sum())) ** 2).mean(axis=0)
     times = (starts + WINDOW_SAMPLES / 2) / sample_rate
     return times, np.fft.rfftfreq(WINDOW_SAMPLES, 1 / sample_rate), 10 * np.log10(np.maximum(power.T, 1e-12))
 
 
 def plot_spectrograms(
-    path: str | os.PathLike[str], panels: Mapping[str, Waveform], sample_rate: int, start_s: float = 0.0
+    path: str | os.PathLike[str], panels: Mapping[str, tuple[Source, int]], start_s: float = 0.0
 ) -> None:
-    """Write a PNG with one spectrogram for each title, all on the same axes and the same scale of levels."""
+    """Write a PNG with one spectrogram for each title, all on the same axes and the same scale of levels.
+
+    Args:
+        panels: what is shown below each title, and its sampling rate in Hz.
+        start_s: what the axis calls its beginning, in s.
+    """
     figure = Figure(figsize=(9.6, 2.9 * len(panels)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
-    spectrograms = {title: spectrogram_db(waveform, sample_rate) for title, waveform in panels.items()}
+    spectrograms = {title: spectrogram_db(source, rate) for title, (source, rate) in panels.items()}
+    sample_rate = max(rate for _, rate in panels.values())
     loudest_db = max(levels.max() for _, _, levels in spectrograms.values())
     for axes, (title, (times, frequencies, levels)) in zip(all_axes, spectrograms.items(), strict=True):
         mesh = axes.pcolormesh(

@@ -10,6 +10,7 @@ import torch
 from pipeline_aud2studio import files
 from pipeline_aud2studio.infer import build_parser, notices, restore
 from pipeline_aud2studio.plot import plot_spectrograms
+from pipeline_aud2studio.source import ArraySource
 from training.metrics import level_change_lu, log_spectral_distance, si_sdr
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -26,12 +27,9 @@ def main() -> None:
     degraded, restored, clean = (
         files.read(path) for path in (EXAMPLES / "degraded.flac", save, EXAMPLES / "clean.flac")
     )
-    panels = {
-        "Recorded in the audience": degraded.waveform,
-        "Restored": restored.waveform,
-        "Clean original": clean.waveform,
-    }
-    plot_spectrograms(picture, panels, degraded.sample_rate)
+    titles = {"Recorded in the audience": degraded, "Restored": restored, "Clean original": clean}
+    panels = {title: (ArraySource(sound.waveform), sound.sample_rate) for title, sound in titles.items()}
+    plot_spectrograms(picture, panels)
 
     before, after, target = (torch.from_numpy(sound.waveform) for sound in (degraded, restored, clean))
     distances = {"SI-SDR": si_sdr, "log-spectral distance": log_spectral_distance}

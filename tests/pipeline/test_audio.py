@@ -128,10 +128,57 @@ def test_limiter_holds_the_ceiling_and_leaves_the_rest(monkeypatch: pytest.Monke
     gains = np.where(loud, limited / np.where(loud, waveform, 1), np.nan)
     assert np.nanmax(np.abs(gains[0] - gains[1])) < 1e-5  # both channels by the same gain
     assert audio.limiter(0.1 * noise(1, 100), RATE).shape == (1, 100)
-    released = audio._released(np.array([0, 6, 0, 0, 5, 0, 0, 0, 0, 0.0]), 2.0)
-    assert released.tolist() == [0, 6, 4, 2, 5, 3, 1, 0, 0, 0]
+    (released,) = audio._released([np.array([[0, 6, 0, 0, 5, 0, 0, 0, 0, 0.0]])], 2.0)
+    assert released[0].tolist() == [0, 6, 4, 2, 5, 3, 1, 0, 0, 0]
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 1000)
     assert np.allclose(audio.limiter(waveform, RATE, ceiling_db=-1.0), limited, atol=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.abs(audio.limiter(noise(1, 5000, 2.0), RATE, ceiling_db=-6.0)).max() <= 10 ** (-6 / 20)
+
+
+def pieces(waveform: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Cut at random places, some of them close together."""
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(np.r_[rng.integers(waveform.shape[1], size=12), rng.integers(200, size=2)])
+    return np.split(waveform, cuts, axis=1)
+
+
+@pytest.mark.parametrize(("source", "target"), [(44100, 48000), (48000, 44100), (8000, 44100), (96000, 96000)])
+def test_resampling_in_blocks_is_resampling_at_once(source: int, target: int) -> None:
+    waveform = noise(2, 3 * source // 2)
+    expected = audio.resample(waveform, source, target)
+    for seed in range(3):
+        found = np.concatenate([*audio.resampled(pieces(waveform, seed), source, target)], axis=1)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    for length in (1000, expected.shape[1] - 7, expected.shape[1] + 7):
+        found = np.concatenate([*audio.resampled(pieces(waveform, 0), source, target, length)], axis=1)
+        np.testing.assert_allclose(found, audio.resample(waveform, source, target, length), atol=2e-6)
+    assert [*audio.resampled([], source, target)] == []
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(44100, 7.3), (11025, 2.05), (48000, 0.41), (48000, 0.3)])
+def test_the_meter_does_not_care_about_blocks(rate: int, seconds: float) -> None:
+    waveform = noise(2, round(seconds * rate)) * np.linspace(0.01, 1, round(seconds * rate), dtype=np.float32)
+    meter = audio.LoudnessMeter(2, rate)
+    for piece in pieces(waveform, 1):
+        meter.push(piece)
+    if seconds >= 0.4:
+        assert meter.lufs == pytest.approx(pyloudnorm.Meter(rate).integrated_loudness(waveform.T), abs=0.05)
+    assert meter.lufs == pytest.approx(audio.loudness_lufs(waveform, rate), abs=1e-9)
+    assert meter.rms_db == pytest.approx(audio.rms_db(waveform), abs=1e-5)
+    assert meter.peak == np.abs(waveform).max()
+
+
+def test_finishing_in_blocks_is_finishing_at_once() -> None:
+    waveform = noise(2, 2 * RATE)
+    waveform[:, RATE : RATE + 300] *= 8
+    for seed in range(3):
+        tilted = np.concatenate([*audio.tilted(pieces(waveform, seed), RATE, 6.0)], axis=1)
+        np.testing.assert_allclose(tilted, audio.tilt(waveform, RATE, 6.0), atol=1e-5)
+        limited = np.concatenate([*audio.limited(pieces(waveform, seed), RATE)], axis=1)
+        np.testing.assert_allclose(limited, audio.limiter(waveform, RATE), atol=1e-6)
+    for samples in (1, 100, 5000):
+        short = noise(1, samples)
+        assert audio.tilt(short, RATE, 3.0).shape == audio.limiter(3 * short, RATE).shape == (1, samples)

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from pipeline_aud2studio import Aud2StudioPipeline, files, infer
 from pipeline_aud2studio.plot import spectrogram_db
+from pipeline_aud2studio.source import ArraySource
 
 RATE = 44100
 
@@ -176,12 +177,12 @@ def test_plot_is_a_png_of_both(cli, tmp_path: Path) -> None:
 
 def test_spectrogram_of_a_sine_is_0_db_at_its_place() -> None:
     sine = np.sin(2 * np.pi * 4410 * np.arange(3 * RATE) / RATE)[None].astype(np.float32)
-    times, frequencies, levels = spectrogram_db(sine, RATE)
+    times, frequencies, levels = spectrogram_db(ArraySource(sine), RATE)
     assert levels.max() == pytest.approx(0, abs=0.3)
     assert abs(frequencies[levels[:, 5].argmax()] - 4410) < RATE / 2048
     assert levels.shape == (len(frequencies), len(times))
     assert times[-1] < 3
-    assert spectrogram_db(sine[:, :100], RATE)[2].shape == (1025, 1)
+    assert spectrogram_db(ArraySource(sine[:, :100]), RATE)[2].shape == (1025, 1)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
     files.write(tmp_path / "i.wav", recording(), RATE)
     call = ["--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav"]
     with monkeypatch.context() as patch:
-        patch.setattr(Aud2StudioPipeline, "__call__", fail)
+        patch.setattr(Aud2StudioPipeline, "stream", fail)
         status, _, err = cli(*call)
     assert (status, err) == (1, "aud2studio: error: RuntimeError: CUDA out of memory. Tried to allocate\n")
 

@@ -1,0 +1,210 @@
+"""A recording from file to file, in memory that does not grow with its length.
+
+read -> model's rate -> pipeline.stream -> own rate -> loudness -> dryness -> output's rate -> tilt -> limiter -> write
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import audio, files
+from .audio import Waveform
+from .spool import BLOCK_SAMPLES, Spool
+
+if TYPE_CHECKING:
+    from .pipeline import Aud2StudioPipeline
+
+
+@dataclass(frozen=True)
+class Take:
+    """A recording that can be read from its beginning as often as it is needed.
+
+    Attributes:
+        blocks: opens it and gives its samples, blocks (channels, samples) of float32.
+    """
+
+    sample_rate: int  # Hz
+    num_channels: int
+    frames: int | None  # samples, as far as the header tells
+    tags: dict[str, str]
+    subtype: str | None
+    blocks: Callable[[], Iterator[Waveform]]
+
+
+def take_of_file(path: Path, start_s: float | None, end_s: float | None, downmix: bool) -> Take:
+    """The part of a file between two times.
+
+    Raises:
+        AudioError: see `files.read`; here for what its header tells, else while its blocks are read.
+    """
+
+    def blocks() -> Iterator[Waveform]:
+        with files.opened(path, start_s, end_s, downmix) as sound:
+            yield from sound.blocks
+
+    with files.opened(path, start_s, end_s, downmix) as sound:
+        frames = sound.frames
+        if frames is not None and end_s is not None:
+            frames = min(frames, round(end_s * sound.sample_rate))
+        return Take(sound.sample_rate, sound.num_channels, frames, sound.tags, sound.subtype, blocks)
+
+
+def take_of_audio(sound: files.Audio) -> Take:
+    """A decoded recording."""
+
+    def blocks() -> Iterator[Waveform]:
+        for start in range(0, sound.waveform.shape[1], BLOCK_SAMPLES):
+            yield sound.waveform[:, start : start + BLOCK_SAMPLES]
+
+    return Take(sound.sample_rate, len(sound.waveform), sound.waveform.shape[1], sound.tags, sound.subtype, blocks)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is wanted beyond the checkpoint's defaults; see the command line's help."""
+
+    steps: int | None = None
+    reconstruction: str = "faithful"
+    seed: int = 0
+    dryness: float = 1.0
+    sample_rate: int | None = None
+    tilt_db: float | None = None
+    limit: bool = False
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What became of a recording, on the disk while the context lasts that gave it."""
+
+    original: Spool
+    result: Spool
+    gain: float  # that the result still wants
+    seconds: float  # that the work took, without reading the recording and loading the model
+
+
+def decode(take: Take, folder: Path) -> tuple[Spool, float]:
+    """A take on the disk, and its RMS over the samples in which anything was recorded, as `takes.rms` has it.
+
+    Raises:
+        AudioError: the recording cannot be used.
+        OSError: the disk is full.
+    """
+    count, energy = 0, 0.0
+
+    def measured() -> Iterator[Waveform]:
+        nonlocal count, energy
+        for block in take.blocks():
+            power = np.square(block, dtype=np.float64).sum(axis=0)
+            count, energy = count + int(np.count_nonzero(power)), energy + float(power.sum())
+            yield block
+
+    spool = Spool(folder, take.num_channels, take.sample_rate).extend(measured())
+    return spool, math.sqrt(energy / take.num_channels / max(count, 1))
+
+
+@contextmanager
+def restore(
+    takes: Sequence[Take],
+    load_pipeline: Callable[[], Aud2StudioPipeline],
+    settings: Settings,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Iterator[Restoration]:
+    """Restores the first take with the help of the others; a context, after which the temporary files are gone.
+
+    Args:
+        takes: Of one performance, on one clock, the reference first.
+        load_pipeline: Called when the recordings have turned out to be readable and not silent.
+        folder: Whose disk holds the temporary files.
+        say: Is told where there is nothing to restore.
+
+    Raises:
+        AudioError: a recording cannot be used.
+        OSError: the disk is full.
+    """
+    with ExitStack() as spools:
+
+        def kept(spool: Spool) -> Spool:
+            return spools.enter_context(closing(spool))
+
+        def spooled(blocks: Iterable[Waveform], sample_rate: int) -> Spool:
+            return kept(Spool(folder, takes[0].num_channels, sample_rate)).extend(blocks)
+
+        decoded = [decode(take, folder) for take in takes]
+        originals, levels = [kept(spool) for spool, _ in decoded], [level for _, level in decoded]
+        original, rate = originals[0], takes[0].sample_rate
+        started = time.perf_counter()
+        if original.meter.rms_db < audio.SILENCE_RMS_DB:
+            say("is silent: it is returned as it is")
+            result, gain = original, 1.0
+        else:
+            pipeline = load_pipeline()
+            started = time.perf_counter()
+            restored = spooled(_restored(pipeline, originals, levels, settings, folder, rate), rate)
+            gain = _matched(restored.meter, original.meter)
+            result = restored
+            if settings.dryness < 1:
+                result = spooled(_mixed(restored.blocks(gain), original.blocks(), settings.dryness), rate)
+                gain = _matched(result.meter, original.meter)
+        to_rate = settings.sample_rate or rate
+        if to_rate != rate or settings.tilt_db or settings.limit:
+            result = spooled(_finished(result.blocks(gain), rate, to_rate, settings), to_rate)
+            gain = audio.peak_gain(result.meter.peak)
+        yield Restoration(original, result, gain, time.perf_counter() - started)
+
+
+def _restored(
+    pipeline: Aud2StudioPipeline,
+    originals: Sequence[Spool],
+    levels: Sequence[float],
+    settings: Settings,
+    folder: Path,
+    rate: int,
+) -> Iterator[Waveform]:
+    """What the pipeline makes of the takes, at the reference's rate and length."""
+    import torch
+
+    from .source import Scaled
+    from .takes import level_gain
+
+    own_rate = pipeline.config.sample_rate
+    with ExitStack() as spools:
+        sources = []
+        for original, level in zip(originals, levels, strict=True):
+            spool = original
+            if original.sample_rate != own_rate:
+                spool = spools.enter_context(closing(Spool(folder, original.num_channels, own_rate)))
+                spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
+            sources.append(Scaled(spool, level_gain(level)))
+        generator = torch.Generator().manual_seed(settings.seed)
+        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator)
+        yield from audio.resampled(blocks, own_rate, rate, originals[0].num_samples)
+
+
+def _matched(restored: audio.LoudnessMeter, original: audio.LoudnessMeter) -> float:
+    """Gain that keeps the recording's loudness, lowered where that would clip."""
+    gain = audio.loudness_gain(restored.lufs, original.lufs)
+    return gain * audio.peak_gain(gain * restored.peak)
+
+
+def _mixed(restored: Iterable[Waveform], original: Iterable[Waveform], dryness: float) -> Iterator[Waveform]:
+    for dry, wet in zip(restored, original, strict=True):  # both in the blocks of a spool
+        yield dryness * dry + (1 - dryness) * wet
+
+
+def _finished(blocks: Iterable[Waveform], rate: int, to_rate: int, settings: Settings) -> Iterator[Waveform]:
+    """The output's rate, tilt and limiter."""
+    blocks = audio.resampled(blocks, rate, to_rate)
+    if settings.tilt_db:
+        blocks = audio.tilted(blocks, to_rate, settings.tilt_db)
+    if settings.limit:
+        blocks = audio.limited(blocks, to_rate)
+    yield from blocks
