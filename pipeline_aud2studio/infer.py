@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import files
+from . import batch, files
 from .audio import LoudnessWarning
 from .restore_file import Settings, Take, take_of_audio, take_of_file
 from .restore_file import restore as restore_takes
@@ -127,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the output (default: the input's)",
     )
     add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
+    add("--report", type=Path, metavar="JSON", help="write what became of every recording")
     add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     add(
@@ -194,6 +195,8 @@ def plan_jobs(inputs: Sequence[Path], save: Path) -> list[Job]:
 
 def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Raises an AudioError for an output that cannot be written."""
+    if args.report is not None:
+        files.check_writable(args.report, overwrite=True)
     if args.plot is not None:
         if len(jobs) > 1:
             raise ValueError("--plot draws one recording: it cannot be used with a folder of several")
@@ -231,10 +234,10 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, present in available.items() if present)
-    elif not available[device]:
+    elif not available[device.split(":")[0]]:
         raise ValueError(f"--device {device} is not there: use {', '.join(n for n, p in available.items() if p)}")
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
@@ -257,30 +260,51 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
 def restore(args: argparse.Namespace) -> Iterator[Restored]:
     """Everything that the command line asks for, file by file. A bad file of a folder does not stop the others.
 
+    Of a folder only what is missing in the output folder is restored; processes that `accelerate launch` or torchrun
+    started share it.
+
     Raises:
         ValueError: the arguments or an input cannot be used.
         OSError: an output could not be written.
     """
     check_arguments(args)
     jobs = plan_jobs(args.inputs, args.save)
+    is_folder = args.inputs[0].is_dir()
+    rank, num_processes = batch.place() if is_folder else (0, 1)
+    jobs = jobs[rank::num_processes]
+    if is_folder and not args.overwrite:
+        missing = [job for job in jobs if not job.output.exists()]
+        if len(missing) < len(jobs):
+            _say(f"notice: {len(jobs) - len(missing)} of {len(jobs)} recordings are restored already")
+        jobs = missing
     check_outputs(jobs, args)
+    report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
     model = args.model or str(Path(__file__).parent / "weights")
     check_model(model)
 
     # Loaded when the first recording has turned out to be readable.
     @cache
     def pipeline() -> Aud2StudioPipeline:
-        return load_pipeline(model, args.device, args.dtype, args.scheduler)
+        device = args.device
+        if device == "auto" and num_processes > 1:
+            device = batch.device()
+        return load_pipeline(model, device, args.dtype, args.scheduler)
 
     failed = 0
     for job in jobs:
         try:
-            yield restore_job(job, args, pipeline)
+            done = restore_job(job, args, pipeline)
         except files.AudioError as error:
-            if len(jobs) == 1:
+            if report is not None:
+                report.add(job.inputs, None, error=_one_line(error))
+            if not is_folder:
                 raise
             failed += 1
             _say(f"error: {_one_line(error)}")
+        else:
+            if report is not None:
+                report.add(job.inputs, job.output, audio_s=done.audio_s, seconds=done.seconds)
+            yield done
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} recordings could not be restored")
 

@@ -1,6 +1,10 @@
 """The command line from outside: exit status, what is said, and the files that it leaves."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +85,35 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
     assert np.array_equal(files.read(tmp_path / "o.wav").waveform, first)
 
 
+def test_processes_share_a_folder(toy_model: Path, tmp_path: Path) -> None:
+    """Started as `accelerate launch` and torchrun do it, two processes restore every file once."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target.mkdir()
+    for number in range(5):
+        files.write(source / f"{number}.wav", recording(), RATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "pipeline_aud2studio.infer", "--inputs", source, "--save", target, "--model", toy_model]
+    command += ["--report", tmp_path / "report.json", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shares = [json.loads((tmp_path / f"report-{rank}.json").read_text()) for rank in range(2)]
+    restored = [[Path(entry["output"]).name for entry in share] for share in shares]
+    assert restored == [["0.wav", "2.wav", "4.wav"], ["1.wav", "3.wav"]]
+    assert sorted(path.name for path in target.iterdir()) == [f"{number}.wav" for number in range(5)]
+
+
+def test_a_file_that_is_no_report_is_kept(cli, tmp_path: Path) -> None:
+    files.write(tmp_path / "i.wav", recording(), RATE)
+    (tmp_path / "thesis.json").write_text('{"chapters": 9}')
+    status, _, err = cli(
+        "--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--report", tmp_path / "thesis.json"
+    )
+    assert (status, "is no report of this program" in err) == (2, True)
+    assert (tmp_path / "thesis.json").read_text() == '{"chapters": 9}'
+
+
 def test_several_takes_are_one_performance(cli, tmp_path: Path) -> None:
     """Another rate, length and channel count; aligned already, the first take decides what comes out."""
     files.write(tmp_path / "a.wav", recording(2), RATE)
@@ -116,9 +149,21 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
     assert files.read(target / "b.flac").subtype == "PCM_24"
     assert files.read(target / "a.wav").subtype == "PCM_16"
 
+    before = (target / "a.wav").stat().st_mtime_ns
+    status, out, err = cli("--inputs", source, "--save", target, "--report", tmp_path / "report.json")
+    assert (status, out, "2 of 3 recordings are restored already" in err) == (2, "", True)
     (source / "broken.flac").unlink()
-    assert cli("--inputs", source, "--save", target)[0] == 2  # they exist
-    assert cli("--inputs", source, "--save", target, "--overwrite")[0] == 0
+    status, out, _ = cli("--inputs", source, "--save", target)
+    assert (status, out, (target / "a.wav").stat().st_mtime_ns) == (0, "", before)
+    assert cli("--inputs", source, "--save", target, "--overwrite", "--report", tmp_path / "report.json")[0] == 0
+    entries = {Path(entry["inputs"][0]).name: entry for entry in json.loads((tmp_path / "report.json").read_text())}
+    assert {name: entry["status"] for name, entry in entries.items()} == {
+        "broken.flac": "failed",
+        "a.wav": "restored",
+        "b.mp3": "restored",
+    }
+    assert entries["a.wav"]["output"] == str(target / "a.wav") and entries["a.wav"]["audio_s"] == pytest.approx(0.6)
+    assert "not audio that can be decoded" in entries["broken.flac"]["error"]
     files.write(source / "b.flac", recording(), RATE)
     status, _, err = cli("--inputs", source, "--save", target, "--overwrite")
     assert (status, "both be written" in err) == (2, True)

@@ -1,0 +1,65 @@
+"""Many recordings: which process restores which, and a report of what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_path
+
+
+def place() -> tuple[int, int]:
+    """This process's number and how many there are, as `accelerate launch`, torchrun or srun says; else 0 of 1."""
+    if (state := _state()) is not None:
+        return state.process_index, state.num_processes
+    return int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def device() -> str:
+    """The device that is this process's own."""
+    state = _state()
+    return "auto" if state is None else str(state.device)
+
+
+def _state() -> Any:
+    """accelerate's state, if a launcher started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def report_path(path: Path, rank: int, num_processes: int) -> Path:
+    """Where a process writes its report: beside those of the others, if there are any."""
+    return path if num_processes == 1 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
+
+
+class Report:
+    """A JSON list with an entry for every recording, whole on the disk after each of them.
+
+    Entries of an earlier run are kept, so that a run that goes on has one report; a recording that is tried again
+    replaces its entry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            try:
+                self._entries = {entry["inputs"][0]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
+            except (ValueError, TypeError, KeyError, IndexError):
+                raise ValueError(f"{path} exists and is no report of this program: choose another name") from None
+
+    def add(self, inputs: Sequence[Path], output: Path | None, **facts: Any) -> None:
+        """Adds a recording: `status` is "restored" if it has an output, else "failed"."""
+        entry = {"inputs": [str(path) for path in inputs], "status": "failed" if output is None else "restored"}
+        if output is not None:
+            entry["output"] = str(output)
+        self._entries[entry["inputs"][0]] = {**entry, **facts}
+        with atomic_path(self._path) as temporary:
+            temporary.write_text(json.dumps([*self._entries.values()], indent=1) + "\n", encoding="utf-8")
