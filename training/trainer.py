@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -40,6 +41,7 @@ from .checkpoints import (
 from .config import TrainingConfig
 from .data import make_loader
 from .memory import plan_batches
+from .record import note_start
 from .schedule import averaged, learning_rate, step_seed
 from .validation import data_roots, find_metrics, load_clips, validate, write_pictures
 
@@ -228,6 +230,9 @@ class Trainer:
     def fit(self) -> None:
         """Trains until a limit is reached or the run is asked to stop, then writes a checkpoint."""
         self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
+        if self.is_main:
+            processes = self.accelerator.num_processes
+            note_start(self.output_dir, self.step, sys.orig_argv, torch.get_num_threads(), processes)
         validated = self._loop()
         if not self.stop.requested and validated != self.step:
             self.validate()
