@@ -132,10 +132,12 @@ def test_record_of_runs_and_data(tmp_path: Path) -> None:
 
 def test_a_test_venue_among_the_training_rooms_is_found_whatever_its_spelling(tmp_path: Path) -> None:
     data = data_folder(tmp_path / "data")
-    rows = [{"venue": "warehouse__omni-7-4", "split": "train"}, {"venue": "Old Hall", "split": "train"}]
+    names = ["warehouse__omni-7-4", "Old Hall", "simulated-0-170", "simulated-0-3"]
+    rows = [{"venue": name, "split": "train"} for name in names]
     write_rows(data / "rirs" / "index.jsonl", rows)
-    write_rows(tmp_path / "test.jsonl", [{"venue": "Warehouse"}, {"venue": "St. Margaret's Church"}])
-    assert heard_test_venues(data, tmp_path / "test.jsonl") == ["Warehouse"]
+    tested = ["Warehouse", "St. Margaret's Church", "simulated-0-17", "simulated-0-3"]
+    write_rows(tmp_path / "test.jsonl", [{"venue": name} for name in tested])
+    assert heard_test_venues(data, tmp_path / "test.jsonl") == ["Warehouse", "simulated-0-3"]
 
 
 def test_folders_are_taken_out_of_commands_and_configurations() -> None:
