@@ -148,7 +148,7 @@ def evaluation_results(summary: Mapping[str, Any]) -> list[EvalResult]:
 
 def strictest_licences(record: Mapping[str, Any]) -> list[str]:
     """The share-alike licences among what was trained on."""
-    licences = {source["licence"] for source in record["sources"] if source["split"] == "train"}
+    licences = {source["licence"] for source in record["sources"] if source["pairs"]}
     return sorted(licence for licence in licences if any(word in licence for word in COPYLEFT)) or sorted(licences)
 
 
