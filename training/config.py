@@ -173,11 +173,17 @@ class LossConfig(Section):
         return self.model_dump(exclude={"predictive_fraction"})
 
 
+def _address_or_path(value: Any) -> Any:
+    """Addresses stay strings: a path would take one of the two slashes."""
+    return value if isinstance(value, str) and "://" in value else Path(value) if isinstance(value, str) else value
+
+
 class DataConfig(Section):
     clean_music_dir: Path = Path("data/clean")
     rir_dir: Path = Path("data/rirs")
     noise_dir: Path = Path("data/noise")
-    pairs_manifest: Path = Path("data/pairs.jsonl")
+    # A path, a URL, or hf://datasets/ORG/NAME, which training.push_dataset fills.
+    pairs_manifest: Annotated[Path | str, BeforeValidator(_address_or_path)] = Path("data/pairs.jsonl")
     memmap_dir: Path | None = None  # pairs that make_synth_pairs rendered ahead, instead of the manifest
     validation_pairs: Path | None = None  # manifest or folder of rendered pairs; none: no validation
     conditions: tuple[str, ...] | None = None  # train on these only

@@ -1,4 +1,4 @@
-"""Batches for training: rows of a manifest rendered on the fly, or shards that were rendered ahead.
+"""Batches for training: rows of a manifest rendered on the fly, or pairs that were rendered ahead.
 
 Both are read in blocks of `batch_size * world_size` rows of one endless sequence, of which each process takes every
 `world_size`-th row. So no row is lost or repeated however many processes and workers there are, an epoch ends in the
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline_aud2studio.audio import NORMAL_RMS_DB
 from training.degrade import RenderedPair
+from training.hub_pairs import ShardSource, locate
 from training.manifest import check_header, check_row
 from training.pairs import load_pair
 from training.prerendered import PrerenderedPairs, StoredPair
@@ -331,7 +332,8 @@ def make_loader(
     """Batches of a manifest, or of a folder that make_synth_pairs wrote with `--memmap`.
 
     Args:
-        source: the folder; or the manifest's path, URL or `hf://` address, which also needs `roots`.
+        source: the folder; or the manifest's path, URL or `hf://` address, which also needs `roots`; or Parquet
+            shards of `training.push_dataset`, which need nothing else. `hf://datasets/ORG/NAME` means what is there.
         clip_seconds: length of the random crops; None for the whole excerpts, which then must be equally long.
         slots: recordings that the network takes; further ones are left out.
         conditions: the only ones to be used; None for all.
@@ -342,6 +344,8 @@ def make_loader(
     """
     if "://" not in str(source) and Path(source).is_dir():
         rows: RowSource = PrerenderedSource(Path(source), sample_rate, conditions, shuffle_seed)
+    elif (source := locate(str(source))).endswith(".parquet"):
+        rows = ShardSource(source, sample_rate, conditions)
     elif roots is None:
         raise ValueError(f"{source} is no folder of rendered pairs; a manifest needs the folders of music and rooms")
     else:

@@ -25,6 +25,7 @@ from training import prerendered
 from training.degrade import CONDITIONS, RANGES, TRAINING_CONDITIONS, draw, render
 from training.jsonl import read_rows, write_rows
 from training.manifest import SPLITS, check_header, check_row, read_header, versions
+from training.pairs import storage_gain
 from training.sources import Roots, read_music
 
 SILENCE_DB = -45.0  # excerpts and channels quieter than this are not drawn
@@ -182,9 +183,7 @@ def render_flac(row: Mapping[str, Any], roots: Roots, folder: Path) -> dict[str,
     clean, early = f"{name}.clean.flac", f"{name}.early.flac"
     if not all((folder / path).exists() for path in (*takes, clean, early)):
         pair = render(row, roots)
-        # One gain for the pair: what the recordings and their target differ by in level is part of the pair.
-        peak = max(float(np.abs(part).max()) for part in (pair.recordings, pair.clean, pair.early))
-        gain = min(1.0, 0.99 / max(peak, 1e-9))
+        gain = storage_gain(pair)
         for path, waveform in zip((*takes, clean, early), (*pair.recordings, pair.clean, pair.early), strict=True):
             part = folder / f"{path}.part"
             soundfile.write(part, gain * waveform.T, row["sample_rate"], format="FLAC", subtype="PCM_24")

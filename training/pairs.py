@@ -28,7 +28,7 @@ def _read_rendered(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
         recordings=np.stack([read(path) for path in row["recordings"]]),
         clean=read(row["clean"]),
         early=read(row["early"]),
-        early_response=_no_response(row),
+        early_response=no_response(row),
         sample_rate=row["sample_rate"],
     )
 
@@ -59,7 +59,7 @@ def _read_real(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
     clean = _with_channels(read_span(clean_path, row["offset_s"], row["seconds"], sample_rate), row["channels"])
     gain = np.sqrt(np.mean(np.square(recordings[0])) / max(float(np.mean(np.square(clean))), 1e-12))
     clean = (gain * clean).astype(np.float32)
-    return RenderedPair(np.stack(recordings), clean, clean, _no_response(row), sample_rate)
+    return RenderedPair(np.stack(recordings), clean, clean, no_response(row), sample_rate)
 
 
 @functools.lru_cache(maxsize=32)
@@ -68,13 +68,19 @@ def _aligned(clean: Path, recordings: tuple[Path, ...], sample_rate: int) -> Ali
     return align([clean, *recordings], sample_rate, reference=0)
 
 
+def storage_gain(pair: RenderedPair) -> float:
+    """What keeps a pair from clipping in a file; one for all of it, as their levels relative to each other matter."""
+    peak = max(float(np.abs(part).max()) for part in (pair.recordings, pair.clean, pair.early))
+    return min(1.0, 0.99 / max(peak, 1e-9))
+
+
 def _with_channels(waveform: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1:
         return waveform.mean(axis=0, keepdims=True)
     return np.ascontiguousarray(np.broadcast_to(waveform[:2], (2, waveform.shape[-1])))
 
 
-def _no_response(row: Mapping[str, Any]) -> np.ndarray:
+def no_response(row: Mapping[str, Any]) -> np.ndarray:
     """The early response of a pair that comes with its early target."""
     response = np.zeros((row["channels"], round(EARLY_S * row["sample_rate"])), dtype=np.float32)
     response[:, 0] = 1.0

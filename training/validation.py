@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ class Report:
 def data_roots(config: TrainingConfig) -> Roots:
     """The folders of the data section."""
     data = config.data
-    return Roots(data.clean_music_dir, data.rir_dir, data.noise_dir, data.pairs_manifest.parent)
+    beside = data.pairs_manifest.parent if isinstance(data.pairs_manifest, Path) else None
+    return Roots(data.clean_music_dir, data.rir_dir, data.noise_dir, beside)
 
 
 def load_clips(config: TrainingConfig) -> list[Clip]:

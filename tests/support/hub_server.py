@@ -15,13 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 import yaml
 
+TOKEN = "hf_" + "s3cret" * 6
 LARGE = (".safetensors", ".flac", ".png", ".wav")
 LICENCES = {
+    "cc0-1.0",
+    "cc-by-3.0",
     "apache-2.0",
     "mit",
     "cc-by-4.0",
@@ -95,6 +99,19 @@ def running(token: str) -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def environment(server: HubServer, home: Path) -> dict[str, str]:
+    """Variables that point a process to the server, with its token."""
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(home),
+        "HF_TOKEN": TOKEN,
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 class Refused(Exception):

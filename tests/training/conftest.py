@@ -1,10 +1,13 @@
 """A corpus in miniature: tones with noise for music, decaying noise for rooms, noise for the crowd."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
+from hub_server import TOKEN, HubServer, environment, running
 
 from training.jsonl import write_rows
 from training.sources import Roots
@@ -78,6 +81,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Roots:
                     "kind": "simulated",
                     "num_mics": num_mics,
                     "mic_channels": mic_channels,
+                    "seconds": 1.2,
                     "t20_s": T20_S,
                     "drr_db": [0.0] * count,
                     "c50_db": [0.0] * count,
@@ -102,3 +106,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Roots:
     write_rows(roots.rir_dir / "index.jsonl", rirs)
     write_rows(roots.noise_dir / "index.jsonl", noise)
     return roots
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A running Hub, and this process pointed to it with a token in the usual place."""
+    with running(TOKEN) as server:
+        for name, value in environment(server, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+        monkeypatch.delenv("HF_TOKEN")
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "token").write_text(TOKEN)  # where `hf auth login` puts it
+        yield server

@@ -5,15 +5,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from hub_server import HubServer, running
+from hub_server import TOKEN, environment
 from safetensors.torch import load_file, save_file
 
 from pipeline_aud2studio import Aud2StudioPipeline
@@ -21,38 +19,7 @@ from training import export_hub, hub_verify, remote_code
 from training.checkpoints import save_checkpoint
 from training.config import parse_config
 
-TOKEN = "hf_" + "s3cret" * 6
 REPO = "org/aud2studio"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
-    """A running Hub, and this process pointed to it with a token in the usual place."""
-    with running(TOKEN) as server:
-        for name, value in environment(server, tmp_path / "home").items():
-            monkeypatch.setenv(name, value)
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-        monkeypatch.delenv("HF_TOKEN")
-        (tmp_path / "home").mkdir()
-        (tmp_path / "home" / "token").write_text(TOKEN)  # where `hf auth login` puts it
-        yield server
-
-
-def environment(server: HubServer, home: Path) -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": server.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 @pytest.fixture(scope="module")
