@@ -1,4 +1,4 @@
-"""What the benchmark measures when time is no object: perceptual metrics, and embeddings for Fréchet distances.
+"""What the benchmark measures when time is no object: perceptual metrics, artefacts, embeddings for Fréchet distances.
 
 Several seconds a clip, so `training.evaluate` asks for `--perceptual`.
 """
@@ -15,10 +15,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from pipeline_aud2studio.audio import Waveform, resample
+from training.artifacts import indicators
 from training.degrade import RenderedPair
 from training.frechet import EMBEDDINGS, OFFLINE, Vectors, compare_sets, embed, load_reference
 from training.late_tail import known_parts, late_tail_ratio
-from training.metrics import level_matched, sdr
+from training.metrics import level_change_lu, level_matched, sdr
 from training.perceptual import pesq_on_speech, visqol, zimtohrli
 from training.sources import Roots
 from training.srmr import SAMPLE_RATE as SRMR_RATE
@@ -26,7 +27,7 @@ from training.srmr import srmr
 
 CLEAN = "clean"  # the folder of the clean clips' embeddings
 CEILING = "input"
-VERSION = "1"  # changes when the figures would
+VERSION = "2"  # changes when the figures would
 
 
 class FurtherScores:
@@ -56,6 +57,8 @@ class FurtherScores:
         if parts is not None:
             early, late = map(torch.tensor, parts)
             scores["late_tail_db"] = float(late_tail_ratio(estimate, early, late).mean())
+            before = float(late_tail_ratio(torch.tensor(pair.recordings[0]), early, late).mean())
+            scores["artifact_late_tail_db"] = scores["late_tail_db"] - before
         speech = self._optional("pesq", lambda: pesq_on_speech(estimate, clean, rate))
         if speech:
             scores["pesq"] = float(np.mean(speech))
@@ -66,6 +69,8 @@ class FurtherScores:
         for name, listener in listeners.items():
             if (value := self._optional(name, listener)) is not None:
                 scores[name] = float(value)
+        scores |= indicators(restored, pair.recordings[0], pair.clean, rate, crowd_only=row["condition"] == "crowd")
+        scores["artifact_level_lu"] = abs(level_change_lu(estimate, torch.tensor(pair.recordings[0]), rate))
         self._keep(system, row, restored, rate)
         if not self._path(CLEAN, row).is_file():
             self._keep(CLEAN, row, pair.clean, rate)

@@ -21,6 +21,8 @@ from jinja2 import Environment, FileSystemLoader
 from safetensors import safe_open
 
 from pipeline_aud2studio import shipped_weights
+from training.artifact_examples import FOLDER as EXAMPLES
+from training.artifacts import ARTIFACTS, INDICATORS
 from training.degrade import CONDITIONS
 from training.record import read_record
 from training.report import ALL, COLUMNS, frechet_tables
@@ -30,19 +32,6 @@ WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: 
 SHOWN = ("si_sdr_improvement", "si_sdr_early_improvement", "lsd", "mr_stft", "late_tail_db", "visqol", "pesq", "srmr")
 OWN = ("faithful", "vocoder")
 COPYLEFT = ("GPL", "SA")
-
-ARTIFACTS = (
-    ("Musical noise", "short tones that come and go where noise was taken away"),
-    ("Over-smoothed transients", "drums and plucked strings lose their attack"),
-    ("Residual reverb", "the tail of the hall is still there"),
-    ("Pumping", "the level of the background moves with the music"),
-    ("Pre-echo", "a sound is heard before it begins, within one window of the STFT"),
-    ("Pitch wobble", "held notes waver; the vocoder's phase is its own"),
-    ("Bandwidth loss", "highs that were recorded are missing"),
-    ("Stereo collapse", "the image becomes narrow"),
-    ("Invented content", "notes, voices or drums that nobody played"),
-    ("Level change", "the result is louder or quieter than the recording"),
-)
 
 
 def components(folder: Path) -> list[dict[str, Any]]:
@@ -185,6 +174,28 @@ def conditions(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' and ')}" for name, count in counts.items())
 
 
+def artifact_sections(summary: Mapping[str, Any] | None, weights: Path) -> list[dict[str, Any]]:
+    """What to listen for: name, definition, measured rates of the own read-outs, and the example in `figures`."""
+    systems = {} if summary is None else summary["systems"]
+    sections = []
+    for key, artifact in ARTIFACTS.items():
+        lines = [
+            f"{indicator.text}: above {indicator.limit:.2g} in {100 * found['rate']:.0f} % of {found['clips']} clips"
+            f" [{100 * found['low']:.0f}, {100 * found['high']:.0f}], {found['mean']:.{indicator.digits}f} on average"
+            f" (`{name}`)"
+            for indicator in INDICATORS
+            if indicator.artifact == key
+            for name in OWN
+            if (found := systems.get(name, {}).get("artifacts", {}).get(indicator.key))
+        ]
+        description = weights / EXAMPLES / f"{key}.json"
+        example = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else None
+        definition = f"{artifact.definition[0].upper()}{artifact.definition[1:]}."
+        section = {"key": key, "name": artifact.title, "definition": definition, "lines": lines, "example": example}
+        sections.append(section)
+    return sections
+
+
 def build_card(
     weights: Path, summary: Mapping[str, Any] | None, record: Mapping[str, Any] | None, name: str, notes: str
 ) -> ModelCard:
@@ -214,7 +225,7 @@ def build_card(
         tables=[] if summary is None else result_tables(summary),
         frechet=[] if summary is None else frechet_tables(summary.get("frechet", {})),
         speed=[] if summary is None else speed_table(summary),
-        artifacts=[{"name": title, "definition": f"{text[0].upper()}{text[1:]}."} for title, text in ARTIFACTS],
+        artifacts=artifact_sections(summary, weights),
     )
     data = ModelCardData(
         license="other",

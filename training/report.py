@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from training.artifacts import ARTIFACTS, INDICATORS, rates
 from training.degrade import CONDITIONS
 from training.metrics import mean_interval
 
@@ -90,6 +91,7 @@ def summarise(
                 condition: _figures([row for row in done if condition in (ALL, row["condition"])])
                 for condition in (ALL, *CONDITIONS)
             },
+            "artifacts": rates(done),
             "genres": _by(done, lambda row: genres.get(str(row["music_path"]).split("/")[0], "unknown")),
             "venues": _by(done, lambda row: "simulated" if row["venue"].startswith("simulated") else row["venue"]),
             "worst": [
@@ -136,6 +138,28 @@ def write_report(folder: Path, summary: Mapping[str, Any], results: Sequence[Row
     _plot(folder, summary, results)
 
 
+def artifact_table(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How often artefacts occur, a row per indicator and a column per system; None if that was not measured."""
+    systems = {name: found for name, system in summary["systems"].items() if (found := system.get("artifacts"))}
+    if not systems:
+        return None
+    rows = [
+        [ARTIFACTS[indicator.artifact].title, f"{indicator.text}; above {indicator.limit:.2g}"]
+        + [_rate(found.get(indicator.key), indicator.digits) for found in systems.values()]
+        for indicator in INDICATORS
+        if any(indicator.key in found for found in systems.values())
+    ]
+    note = "Share of clips in which an indicator is above its limit, [95 % interval], and the indicator's mean."
+    return {"title": "Artefacts", "note": note, "header": ["Artefact", "Indicator", *systems], "rows": rows}
+
+
+def _rate(found: Mapping[str, float] | None, digits: int) -> str:
+    if found is None:
+        return "-"
+    rate, low, high = (f"{100 * found[key]:.0f}" for key in ("rate", "low", "high"))
+    return f"{rate} % [{low}, {high}], {found['mean']:+.{digits}f}"
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """The report as Markdown: an overview, a table per figure, the worst clips, and what is to be known about it."""
     audio = ", ".join(f"{number} {state}" for state, number in summary["audio"].items() if number)
@@ -150,7 +174,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
             [_overview(name, system) for name, system in summary["systems"].items()],
         ),
     ]
-    for table in frechet_tables(summary.get("frechet", {})):
+    artifacts = artifact_table(summary)
+    for table in (*frechet_tables(summary.get("frechet", {})), *([artifacts] if artifacts else [])):
         lines += ["", f"## {table['title']}", "", table["note"], "", *markdown_table(table["header"], table["rows"])]
     measured = {key for system in summary["systems"].values() for key in system["figures"][ALL]}
     for column in COLUMNS:
