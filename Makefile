@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= demo,train,eval,test
+EXTRAS ?= demo,train,eval,space,test
 
-.PHONY: help demo test lint benchmark clean
+.PHONY: help demo space test lint benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       restores the example recording with the shipped weights, offline"
+	@echo "make space      opens the page to restore recordings in the browser, on this machine"
 	@echo "make test       runs the whole test suite"
 	@echo "make lint       runs ruff and mypy"
 	@echo "make benchmark  renders the test set, restores it, and writes the tables and plots"
@@ -16,6 +17,9 @@ help:
 
 demo: $(VENV)/demo.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m spaces_app.demo
+
+space: $(VENV)/space.installed
+	$(BIN)/python -m spaces_app.app
 
 test: $(VENV)/all.installed
 	$(BIN)/python -m pytest
@@ -36,6 +40,10 @@ clean:
 # The package is installed in place, so only a change of pyproject.toml calls for another installation.
 $(VENV)/demo.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/space.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[space]"
 	@touch $@
 
 $(VENV)/all.installed: pyproject.toml | $(BIN)/python

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from .alignment import align
+from .alignment import AlignmentResult, align
 from .files import Audio, AudioError
 from .recording import Recording
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Recordings on one clock.
+
+    Attributes:
+        reference: index of the recording that the others are aligned to.
+        takes: at the reference's rate, all as long as it: the reference first, then the others by falling quality,
+            whatever the order in which they were given.
+        alignment: what was measured, of the recordings that were left out too.
+    """
+
+    reference: int
+    takes: list[Audio]
+    alignment: AlignmentResult
 
 
 def gather(
@@ -18,7 +34,7 @@ def gather(
     reference: int | None,
     force: bool,
     say: Callable[[str], None],
-) -> tuple[int, list[Audio]]:
+) -> Gathered:
     """Aligns recordings and picks those that are used.
 
     Args:
@@ -28,10 +44,6 @@ def gather(
         reference: index of the recording that sets clock, span, level and image; the best one if None.
         force: also use recordings that seem to be of another performance.
         say: is told which recordings are left out and why, a sentence each.
-
-    Returns:
-        The reference's index, and the takes at the reference's rate, all as long as it: the reference first, then the
-        others by falling quality, whatever the order in which they were given.
 
     Raises:
         AudioError: fewer than two recordings can be used, or the reference cannot.
@@ -56,4 +68,4 @@ def gather(
     for index, waveform in zip(result.accepted, result.waveforms(), strict=True):
         if index in used:
             aligned.append(replace(recordings[index], waveform=waveform, sample_rate=rate))
-    return result.reference, aligned
+    return Gathered(result.reference, aligned, result)

@@ -351,10 +351,9 @@ def open_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, li
 
     reference = None if args.reference is None else args.reference - 1
     recordings, names = [files.read(path, downmix=args.downmix) for path in paths], [path.name for path in paths]
-    number, takes = gather(
-        recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}")
-    )
-    return number, [take_of_audio(files.excerpt(take, paths[number], args.start, args.end)) for take in takes]
+    found = gather(recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}"))
+    path = paths[found.reference]
+    return found.reference, [take_of_audio(files.excerpt(take, path, args.start, args.end)) for take in found.takes]
 
 
 def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str) -> int:

@@ -35,7 +35,8 @@ def concert() -> list[Audio]:
 def test_the_best_four_are_aligned_and_what_is_left_out_is_said(concert: list[Audio]) -> None:
     names = ["a", "b", "c", "d", "e", "other"]
     said: list[str] = []
-    reference, takes = gather(concert, names, 4, None, False, said.append)
+    found = gather(concert, names, 4, None, False, said.append)
+    reference, takes = found.reference, found.takes
 
     assert reference == 2 and takes[0].tags == {"title": "take 3"}
     np.testing.assert_array_equal(takes[0].waveform, concert[2].waveform)
@@ -54,9 +55,10 @@ def test_the_best_four_are_aligned_and_what_is_left_out_is_said(concert: list[Au
 def test_the_order_of_the_inputs_does_not_matter(concert: list[Audio]) -> None:
     names = ["a", "b", "c", "d", "e", "other"]
     order = [4, 5, 0, 3, 1, 2]
-    _, expected = gather(concert, names, 4, None, False, print)
+    expected = gather(concert, names, 4, None, False, print).takes
     shuffled = [concert[index] for index in order]
-    number, takes = gather(shuffled, [names[index] for index in order], 4, None, False, print)
+    found = gather(shuffled, [names[index] for index in order], 4, None, False, print)
+    number, takes = found.reference, found.takes
     assert order[number] == 2
     for one, other in zip(expected, takes, strict=True):
         np.testing.assert_array_equal(one.waveform, other.waveform)
