@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,train,eval,space,test
 
-.PHONY: help demo space test lint benchmark clean
+.PHONY: help demo space listening-test test lint benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       restores the example recording with the shipped weights, offline"
 	@echo "make space      opens the page to restore recordings in the browser, on this machine"
+	@echo "make listening-test STUDY=study.yaml  lets people rate restorations in the browser"
 	@echo "make test       runs the whole test suite"
 	@echo "make lint       runs ruff and mypy"
 	@echo "make benchmark  renders the test set, restores it, and writes the tables and plots"
@@ -20,6 +21,13 @@ demo: $(VENV)/demo.installed
 
 space: $(VENV)/space.installed
 	$(BIN)/python -m spaces_app.app
+
+# STUDY names the study's YAML; its folder, answers included, lies in build/.
+listening-test: $(VENV)/space.installed
+	@test -n "$(STUDY)" || { echo "name the study: make listening-test STUDY=study.yaml" >&2; exit 1; }
+	@test -d build/study-$(basename $(notdir $(STUDY))) || \
+		$(BIN)/python -m spaces_app.listening_test build --study $(STUDY) --out build/study-$(basename $(notdir $(STUDY)))
+	$(BIN)/python -m spaces_app.listening_test serve --folder build/study-$(basename $(notdir $(STUDY)))
 
 test: $(VENV)/all.installed
 	$(BIN)/python -m pytest

@@ -66,6 +66,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="aud2studio-space-"))
+        self._closed = threading.Event()
         threading.Thread(target=self._sweep_forever, daemon=True).start()
 
     def new(self) -> Path:
@@ -77,11 +78,11 @@ class Runs:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep_forever(self) -> None:
-        while self.root.is_dir():
-            time.sleep(SWEEP_S)
+        while not self._closed.wait(SWEEP_S):
             self.sweep()
 
     def close(self) -> None:
+        self._closed.set()
         shutil.rmtree(self.root, ignore_errors=True)
 
 

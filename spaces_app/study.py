@@ -1,0 +1,276 @@
+"""A listening study: what it compares, its excerpts at one loudness, and the order in which each listener meets them.
+
+MUSHRA after ITU-R BS.1534-3: open and hidden reference, a low anchor at 3.5 kHz, several systems at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy import signal
+from tqdm.auto import tqdm
+
+from pipeline_aud2studio import files
+from pipeline_aud2studio.audio import Waveform, loudness_lufs, peak_gain, resample
+from training.checkpoints import atomic_folder
+
+REFERENCE, ANCHOR = "reference", "anchor"  # names of conditions that every study has
+ANCHOR_HZ = 3500.0
+RATE = 48_000
+STUDY_FILE = "study.json"
+CONTROLS = ("eq_control", "input")  # of the benchmark's systems, those that are no restoration
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class StudyConfig(BaseModel):
+    """A study's YAML.
+
+    Attributes:
+        title: Heads the page.
+        seed: Of every order.
+        seconds: Length of an excerpt; a shorter file is used as a whole.
+        reference: Folder of the clean originals, one file for each excerpt.
+        systems: Folder of the results of each system, with files of the same names.
+        excerpts: The files' names without their suffix.
+        training: An excerpt to get used to the page, which is not rated.
+        preference: Two systems that a second part compares in pairs, or none.
+        genres: Genre by excerpt.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str
+    seed: int = 0
+    seconds: Annotated[float, Field(gt=0, le=60)] = 15.0
+    reference: Path
+    systems: Annotated[dict[Name, Path], Field(min_length=1, max_length=8)]
+    excerpts: Annotated[list[Name], Field(min_length=1)]
+    training: Name
+    preference: tuple[Name, Name] | None = None
+    genres: dict[Name, str] = {}
+
+
+def read_config(path: Path) -> StudyConfig:
+    """A study's description; folders are relative to the file.
+
+    Raises:
+        ValueError: naming the key that is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = StudyConfig.model_validate(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{path}: {key}: {first['msg']}") from error
+    if reserved := {REFERENCE, ANCHOR} & config.systems.keys():
+        raise ValueError(f"{path}: systems: {sorted(reserved)[0]} is a condition that every study has already")
+    if unknown := set(config.preference or ()) - config.systems.keys():
+        raise ValueError(f"{path}: preference: {sorted(unknown)[0]} is not among the systems")
+    if len({*config.excerpts, config.training}) <= len(config.excerpts):
+        raise ValueError(f"{path}: excerpts: one is there twice, or is that for training")
+    folders = {name: path.parent / folder for name, folder in config.systems.items()}
+    return config.model_copy(update={"reference": path.parent / config.reference, "systems": folders})
+
+
+def draft(results: Path, genres: Mapping[str, str], count: int, seed: int, title: str) -> dict[str, Any]:
+    """A study of clips of the benchmark, over all conditions alike: the content of its YAML.
+
+    Args:
+        results: Folder of `training.evaluate --html`.
+        genres: Genre by collection of music.
+
+    Raises:
+        ValueError: if there is too little in the folder.
+    """
+    clips = results / "clips"
+    systems = sorted(path.name for path in clips.iterdir() if path.is_dir() and path.name != "clean")
+    kept = [name for name in systems if any((clips / name).glob("*.opus"))]
+    if not kept or not (clips / "clean").is_dir():
+        raise ValueError(f"{clips} holds no audio: run training.evaluate with --html")
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((clips / kept[0]).glob("[0-9]*.json"))]
+    conditions: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        conditions.setdefault(row["condition"], []).append(row)
+    for number, group in enumerate(conditions.values()):
+        random.Random(f"{seed}:{number}").shuffle(group)
+    turns = max((len(group) for group in conditions.values()), default=0)
+    order = [group[turn] for turn in range(turns) for group in conditions.values() if turn < len(group)]
+    if len(order) < count + 1:
+        raise ValueError(f"{clips} has {len(order)} clips, {count} and one for training are wanted")
+    names = [f"{row['row_id']:05d}" for row in order[: count + 1]]
+    collections = {name: row["music_path"].split("/")[0] for name, row in zip(names, order, strict=False)}
+    own = next((name for name in kept if name not in CONTROLS), None)
+    return {
+        "title": title,
+        "seed": seed,
+        "seconds": 15.0,
+        "reference": str(clips / "clean"),
+        "systems": {name: str(clips / name) for name in kept},
+        "excerpts": names[:count],
+        "training": names[count],
+        **({"preference": [own, "input"]} if own and "input" in kept else {}),
+        "genres": {name: genres.get(collections[name], "unknown") for name in names[:count]},
+    }
+
+
+def build(config: StudyConfig, out: Path, progress: bool = True) -> list[str]:
+    """Writes the study: every stimulus as FLAC at the loudness of its reference, and `study.json`.
+
+    Returns:
+        Sentences about excerpts that are shorter than wanted.
+
+    Raises:
+        ValueError: a file is missing or is not as long as its reference.
+    """
+    notices = []
+    with atomic_folder(out) as folder:
+        excerpts = [config.training, *config.excerpts]
+        for excerpt in tqdm(excerpts, desc="excerpts", unit="excerpt", disable=not progress):
+            stimuli, seconds = _stimuli(config, excerpt)
+            if seconds < config.seconds - 0.01:
+                notices.append(f"{excerpt} lasts {seconds:.1f} s, {config.seconds:g} s were wanted")
+            (folder / "audio" / excerpt).mkdir(parents=True)
+            for name, waveform in stimuli.items():
+                files.write(folder / "audio" / excerpt / f"{name}.flac", waveform, RATE, "PCM_24", {})
+        study = {
+            "title": config.title,
+            "seed": config.seed,
+            "conditions": [*config.systems, REFERENCE, ANCHOR],
+            "excerpts": config.excerpts,
+            "training": config.training,
+            "preference": config.preference,
+            "genres": {excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
+            "secret": hashlib.sha256(os.urandom(32)).hexdigest(),  # so that no address tells what is heard
+        }
+        (folder / STUDY_FILE).write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    return notices
+
+
+def _stimuli(config: StudyConfig, excerpt: str) -> tuple[dict[str, Waveform], float]:
+    """Conditions of an excerpt at one loudness and with one gain against clipping, and its length in s."""
+    reference = _read(config.reference, excerpt)
+    length = min(reference.shape[1], round(config.seconds * RATE))
+    start = (reference.shape[1] - length) // 2
+    waveforms = {name: _read(folder, excerpt) for name, folder in config.systems.items()}
+    for name, waveform in waveforms.items():
+        if abs(waveform.shape[1] - reference.shape[1]) > 0.05 * RATE:
+            raise ValueError(
+                f"{excerpt} of {name} lasts {waveform.shape[1] / RATE:.2f} s, its reference"
+                f" {reference.shape[1] / RATE:.2f} s: they have to be on one clock"
+            )
+    waveforms |= {REFERENCE: reference, ANCHOR: low_anchor(reference)}
+    excerpts = {name: _cut(waveform, start, length) for name, waveform in waveforms.items()}
+    target = loudness_lufs(excerpts[REFERENCE], RATE)
+    for name, waveform in excerpts.items():
+        lufs = loudness_lufs(waveform, RATE)
+        if np.isfinite(lufs) and np.isfinite(target):
+            excerpts[name] = waveform * np.float32(10 ** ((target - lufs) / 20))
+    gain = np.float32(peak_gain(max(float(np.abs(waveform).max()) for waveform in excerpts.values())))
+    return {name: gain * waveform for name, waveform in excerpts.items()}, length / RATE
+
+
+def _read(folder: Path, excerpt: str) -> Waveform:
+    found = sorted(path for path in folder.glob(f"{excerpt}.*") if path.suffix.lower() in files.SUFFIXES_READ)
+    if len(found) != 1:
+        raise ValueError(f"{folder} holds {len(found)} recordings called {excerpt}, not one")
+    audio = files.read(found[0])
+    waveform = resample(audio.waveform, audio.sample_rate, RATE)
+    return np.ascontiguousarray(np.broadcast_to(waveform, (2, waveform.shape[1])))
+
+
+def _cut(waveform: Waveform, start: int, length: int) -> Waveform:
+    """An excerpt with 5 ms of fade at both ends, as it is heard in a loop."""
+    cut = np.zeros((len(waveform), length), dtype=np.float32)
+    part = waveform[:, start : start + length]
+    cut[:, : part.shape[1]] = part
+    ramp = np.linspace(0, 1, round(0.005 * RATE), dtype=np.float32)
+    cut[:, : len(ramp)] *= ramp
+    cut[:, -len(ramp) :] *= ramp[::-1]
+    return cut
+
+
+def low_anchor(waveform: Waveform) -> Waveform:
+    """The reference up to 3.5 kHz within 0.1 dB, 25 dB down at 4 kHz and 50 dB at 4.5 kHz at least (BS.1534-3)."""
+    sections = signal.iirdesign(ANCHOR_HZ, 4200.0, 0.04, 60.0, ftype="ellip", output="sos", fs=RATE)
+    return np.asarray(signal.sosfiltfilt(sections, waveform, axis=-1), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was built, and what a listener gets of it."""
+
+    folder: Path
+    title: str
+    seed: int
+    conditions: tuple[str, ...]
+    excerpts: tuple[str, ...]
+    training: str
+    preference: tuple[str, str] | None
+    genres: Mapping[str, str]
+    secret: str
+
+    def order(self, code: str) -> list[str]:
+        """The excerpts in this listener's order."""
+        return self._shuffled(self.excerpts, f"{code}:excerpts")
+
+    def stimuli(self, code: str, excerpt: str) -> list[str]:
+        """The conditions of an excerpt in this listener's order."""
+        return self._shuffled(self.conditions, f"{code}:{excerpt}")
+
+    def pair(self, code: str, excerpt: str) -> list[str]:
+        """The two systems of the preference part in this listener's order."""
+        return self._shuffled(self.preference or (), f"{code}:{excerpt}:pair")
+
+    def token(self, code: str, excerpt: str, condition: str) -> str:
+        """What a stimulus is called towards the listener."""
+        return hashlib.sha256(f"{self.secret}:{code}:{excerpt}:{condition}".encode()).hexdigest()[:16]
+
+    def condition(self, code: str, excerpt: str, token: str) -> str | None:
+        """The inverse of :meth:`token`."""
+        return next((name for name in self.conditions if self.token(code, excerpt, name) == token), None)
+
+    def audio(self, excerpt: str, condition: str) -> Path:
+        return self.folder / "audio" / excerpt / f"{condition}.flac"
+
+    def _shuffled(self, items: Sequence[str], what: str) -> list[str]:
+        shuffled = list(items)
+        random.Random(f"{self.seed}:{what}").shuffle(shuffled)
+        return shuffled
+
+
+def load_study(folder: Path) -> Study:
+    """A study's folder as `build` wrote it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is not the folder of a study: {error}") from error
+    pair = content["preference"]
+    return Study(
+        folder,
+        content["title"],
+        content["seed"],
+        tuple(content["conditions"]),
+        tuple(content["excerpts"]),
+        content["training"],
+        None if pair is None else (pair[0], pair[1]),
+        content["genres"],
+        content["secret"],
+    )
