@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +23,15 @@ from .audio import match_loudness, resample
 from .chunks import CrossFader, chunk_starts, frame_noise
 from .conditioning import condition_tokens
 from .image import BandImage, Features
+from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
 from .takes import SILENCE_RMS, AudioInput, as_performances, assign_slots, level_gain, rms
+from .vocoding import vocode_parts
 
 logger = logging.get_logger(__name__)
 
 RECONSTRUCTIONS = ("faithful", "vocoder")
-VOCODER_BLOCK = 512  # frames vocoded at a time
-VOCODER_CONTEXT = 32  # frames beside a block that the vocoder sees and that are thrown away
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -312,10 +312,6 @@ class Aud2StudioPipeline(DiffusionPipeline):
         padded = Padded(takes, transform.num_frames(num_samples), transform.hop_length, transform.pad)
         read_out = self._faithful if reconstruction == "faithful" else self._vocoded
         for block in read_out(padded, slots, num_samples, batch_size, sampling):
-            if not torch.isfinite(block).all():
-                raise ValueError(
-                    f"The {reconstruction} read-out is not finite: use dtype=torch.float32 for every component."
-                )
             yield block.cpu().numpy()
 
     def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
@@ -386,7 +382,11 @@ class Aud2StudioPipeline(DiffusionPipeline):
                     for first in group
                 ]
                 features = Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
-                bands = self._sample(features, group, sampling, faithful)
+                bands = finite_or_again(
+                    partial(self._sample, features, group, sampling, faithful),
+                    {"condition_encoder": self.condition_encoder, "unet": self.unet},
+                    f"at {group[0] * self.transform.hop_length / self.config.sample_rate:.1f} s",
+                )
                 for first, chunk in zip(group, bands.chunk(len(group)), strict=True):
                     yield first, fader.add(first, chunk)
                 progress.update(len(group))
@@ -452,38 +452,6 @@ class _Sampling(NamedTuple):
     latents: torch.Tensor | None
     callback: Callable[..., dict[str, Any]] | None
     callback_inputs: tuple[str, ...]
-
-
-def vocode(vocoder: MMAudioVocoder, log_mel: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Waveform (rows, frames * hop_length) of a log-mel (rows, n_mels, frames)."""
-    return torch.cat([*vocode_parts(vocoder, [log_mel], device)], dim=-1)
-
-
-def vocode_parts(
-    vocoder: MMAudioVocoder, parts: Iterable[torch.Tensor], device: torch.device | str
-) -> Iterator[torch.Tensor]:
-    """Waveform (rows, samples) piece by piece of a log-mel that comes in parts (rows, n_mels, frames).
-
-    It is vocoded in blocks, so that memory is bounded. A block sees `VOCODER_CONTEXT` further frames on both sides,
-    whose samples are thrown away.
-    """
-    first = begin = 0  # of the next block's own frames, and of what is kept of the log-mel
-    kept: torch.Tensor | None = None
-    for part in itertools.chain(parts, [None]):
-        if part is not None:
-            kept = part if kept is None else torch.cat([kept, part], dim=-1)
-        if kept is None:
-            return
-        known = begin + kept.shape[-1]
-        while first + VOCODER_BLOCK + VOCODER_CONTEXT <= known or (part is None and first < known):
-            end = min(first + VOCODER_BLOCK + VOCODER_CONTEXT, known)
-            block = vocoder(kept[..., : end - begin].to(device, vocoder.dtype)).sample[:, 0].float().cpu()
-            hop_length = block.shape[-1] // (end - begin)
-            wanted = min(VOCODER_BLOCK, known - first)
-            yield block[:, (first - begin) * hop_length : (first - begin + wanted) * hop_length]
-            first += VOCODER_BLOCK
-            forgotten = max(first - VOCODER_CONTEXT - begin, 0)
-            begin, kept = begin + forgotten, kept[..., forgotten:]
 
 
 def _cut(noise: torch.Tensor, first: int, num_frames: int) -> torch.Tensor:

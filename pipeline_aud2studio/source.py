@@ -51,7 +51,8 @@ class Padded:
     """All channels of some takes one below the other, over the span of the first one, with what an STFT needs around.
 
     In coordinates of the padded signal: `pad` samples that reflect the beginning, whole frames of the takes (zeros
-    where one has none), `pad` samples that reflect their end, and zeros without end.
+    where one has none), and the takes backwards and forwards again for ever: a last chunk that hangs over the end sees
+    music there. Zeros would look to the network like a pause that nobody played.
 
     Args:
         takes: The first one sets the span.
@@ -62,8 +63,6 @@ class Padded:
     def __init__(self, takes: Sequence[Source], num_frames: int, hop_length: int, pad: int) -> None:
         self._takes, self._length, self._pad = takes, num_frames * hop_length, pad
         self._span = takes[0].num_samples
-        self._before = self._body(1, pad + 1)[:, ::-1]
-        self._after = self._body(self._length - 1 - pad, self._length - 1)[:, ::-1]
 
     def _body(self, start: int, stop: int) -> Waveform:
         """Samples [start, stop) of all channels, from within the whole frames."""
@@ -78,14 +77,16 @@ class Padded:
 
     def window(self, begin: int, end: int) -> torch.Tensor:
         """Padded samples [begin, end): (channels, end - begin)."""
-        pad, length = self._pad, self._length
-        parts = [self._before[:, begin:end]] if begin < pad else []
-        start, stop = max(begin - pad, 0), min(end - pad, length)
-        if start < stop:
-            parts.append(self._body(start, stop))
-        start, stop = max(begin - pad - length, 0), min(end - pad - length, pad)
-        if start < stop:
-            parts.append(self._after[:, start:stop])
-        found = sum(part.shape[1] for part in parts)
-        parts.append(np.zeros((len(self._before), end - begin - found), np.float32))
+        position, stop = begin - self._pad, end - self._pad
+        period = 2 * (self._length - 1)
+        parts = []
+        while position < stop:
+            phase = position % period
+            if phase < self._length:  # forwards
+                part = self._body(phase, min(phase + stop - position, self._length))
+            else:
+                last = period - phase
+                part = self._body(max(last - (stop - position), 0) + 1, last + 1)[:, ::-1]
+            parts.append(part)
+            position += part.shape[1]
         return torch.from_numpy(np.concatenate(parts, axis=1))

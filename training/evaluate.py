@@ -136,12 +136,15 @@ def digest(row: Mapping[str, Any]) -> str:
 
 
 def read_result(path: Path, identity: Mapping[str, str]) -> Row | None:
-    """A clip's result if it is there, did not fail, and belongs to this row and this system as it is now."""
+    """A clip's result if it is there, did not fail, and belongs to this row and this system as it is now.
+
+    It may hold more than is asked for, and lacks nothing.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return result if "error" not in result and result["identity"] == identity else None
+    return result if "error" not in result and result["identity"].items() >= identity.items() else None
 
 
 def evaluate(
@@ -350,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluate_in_parallel(rows, job, options.workers)
         further = job.further()
         results = evaluate(rows, systems, roots, folder, further, options.html)
-        frechet = {} if further is None else further.frechet(rows, [system.name for system in systems])
+        # Also without --perceptual: an earlier call may have left the embeddings.
+        frechet = FurtherScores(folder, roots).frechet(rows, [system.name for system in systems])
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

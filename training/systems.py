@@ -16,7 +16,7 @@ import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import normalise_rms, resample
-from pipeline_aud2studio.pipeline import vocode
+from pipeline_aud2studio.vocoding import vocode
 from training.baselines import PEERS, Waveform, equalised, low_passed
 
 CONTROLS = ("input", "eq_control", "lowpass_control")

@@ -351,3 +351,12 @@ def test_names_of_folders_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is not"):
             read_folder(name)
     assert read_folder(f"folder:my_tool-2={tmp_path}").name == "my_tool-2"
+
+
+def test_a_result_that_holds_more_than_is_asked_for_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "00001.json"
+    asked = {"row": "r", "system": "s"}
+    for identity, taken in [(asked, True), ({**asked, "further": "2"}, True), ({"row": "r"}, False)]:
+        path.write_text(json.dumps({"identity": identity, "si_sdr": 1.0}))
+        assert (evaluation.read_result(path, asked) is not None) == taken
+    assert evaluation.read_result(path, {**asked, "further": "2"}) is None

@@ -1,0 +1,64 @@
+"""Networks in half precision that overflow are computed again in float32, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from diffusers.utils import logging
+from torch import nn
+
+logger = logging.get_logger(__name__)
+
+
+class NonFiniteError(ValueError):
+    """A network gives NaN or infinite values in float32 too."""
+
+
+def finite_or_again(
+    compute: Callable[[], torch.Tensor], networks: Mapping[str, nn.Module], where: str
+) -> torch.Tensor:
+    """What `compute` returns; computed again with all networks in float32 if it is not finite.
+
+    The networks get their own precision back, to the bit: float32 holds every half-precision number.
+
+    Args:
+        compute: Runs the networks.
+        networks: By name.
+        where: Names the place in messages, as "at 12.0 s".
+
+    Raises:
+        NonFiniteError: The result is not finite in float32 either.
+    """
+    result = compute()
+    if torch.isfinite(result).all():
+        return result
+    lower = {name: network for name, network in networks.items() if _dtype(network) != torch.float32}
+    names = " and ".join(networks)
+    if lower:
+        precision = ", ".join(f"{name} in {str(_dtype(each)).removeprefix('torch.')}" for name, each in lower.items())
+        logger.warning(f"The output of {precision} is not finite {where}: it is computed again in float32.")
+        with _in_float32(lower):
+            result = compute()
+        if torch.isfinite(result).all():
+            return result
+    raise NonFiniteError(
+        f"The output of {names} is not finite {where}, in float32: the weights are damaged, or do not fit the rest."
+    )
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in network.parameters())
+
+
+@contextmanager
+def _in_float32(networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    dtypes = {name: _dtype(network) for name, network in networks.items()}
+    for network in networks.values():
+        network.float()
+    try:
+        yield
+    finally:
+        for name, network in networks.items():
+            network.to(dtypes[name])
