@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from PIL import Image
 
 from pipeline_aud2studio import shipped_weights
 from pipeline_aud2studio.plot import plot_spectrograms
@@ -28,18 +29,19 @@ from training.jsonl import read_rows
 from training.report import write_json
 
 FOLDER = Path("figures") / "artifacts"
-EXCERPT_S = 5.0  # from the middle of a clip
+EXCERPT_S = 4.0  # from the middle of a clip
 
 
 def worst(results: Sequence[Mapping[str, Any]], artifact: str) -> Mapping[str, Any] | None:
-    """The clip whose indicator is farthest above its limit, in units of the spread over the clips."""
+    """The clip whose indicator is farthest above its limit, in units of the spread over the clips; None if none is."""
     ranked = []
     for indicator in INDICATORS:
         if indicator.artifact == artifact:
             having = [result for result in results if indicator.key in result]
             spread = float(np.std([result[indicator.key] for result in having])) if having else 0.0
             ranked += [((row[indicator.key] - indicator.limit) / max(spread, 1e-9), row) for row in having]
-    return max(ranked, key=lambda item: float(item[0]))[1] if ranked else None
+    farthest, row = max(ranked, key=lambda item: float(item[0]), default=(0.0, None))
+    return row if farthest > 0 else None
 
 
 def write_examples(results: Path, music: Mapping[str, Mapping[str, Any]], system: str, out: Path) -> list[str]:
@@ -73,6 +75,8 @@ def write_examples(results: Path, music: Mapping[str, Mapping[str, Any]], system
                 keep_audio(folder / f"{artifact}.{title}.ogg", excerpt, rate)
                 panels[title] = (ArraySource(excerpt), rate)
             plot_spectrograms(folder / f"{artifact}.png", panels)
+            with Image.open(folder / f"{artifact}.png") as picture:
+                picture.convert("RGB").resize((640, 387)).quantize(64).save(folder / f"{artifact}.png", optimize=True)
             source = music.get(row["music_path"], {})
             about = {
                 "row_id": row["row_id"],
