@@ -18,6 +18,7 @@ from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import normalise_rms, resample
 from pipeline_aud2studio.vocoding import vocode
 from training.baselines import PEERS, Waveform, equalised, low_passed
+from training.remote_code import remote_code_files
 
 CONTROLS = ("input", "eq_control", "lowpass_control")
 READ_OUTS = ("faithful", "vocoder")
@@ -164,7 +165,7 @@ def _build_own(name: str, model: Model) -> System:
             vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
         return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
 
-    identity = f"{_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}"
+    identity = f"{_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
     return System(name, copy_synthesis if name == "copy_synthesis" else restore, identity)
 
 
@@ -176,12 +177,21 @@ def _load_pipeline(model: Model) -> Aud2StudioPipeline:
     return pipeline
 
 
+@functools.cache
+def code_digest() -> str:
+    """Fingerprint of the pipeline's own code: a change of it is another system."""
+    files = [file.read_bytes() for file in remote_code_files()]
+    return hashlib.sha256(b"\0".join(files)).hexdigest()[:16]
+
+
 def _digest(path: str) -> str:
     """Fingerprint of a checkpoint's folder; a repository's name stands for itself."""
     if not Path(path).is_dir():
         return path
     total = hashlib.sha256()
-    for file in sorted(file for file in Path(path).rglob("*") if file.suffix in (".json", ".safetensors")):
+    # The index and the components: the training record and the figures beside them change nothing.
+    found = [Path(path) / "model_index.json", *Path(path).glob("*/*")]
+    for file in sorted(file for file in found if file.is_file() and file.suffix in (".json", ".safetensors")):
         total.update(file.relative_to(path).as_posix().encode())
         total.update(file.read_bytes())
     return total.hexdigest()[:16]

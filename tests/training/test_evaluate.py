@@ -16,7 +16,7 @@ from scipy import signal
 
 import training.evaluate as evaluation
 from pipeline_aud2studio.audio import resample
-from training import draw_benchmark
+from training import draw_benchmark, systems
 from training.baselines import PEERS
 from training.benchmark_audio import compare, describe
 from training.compare import read_clips
@@ -360,3 +360,17 @@ def test_a_result_that_holds_more_than_is_asked_for_is_taken(tmp_path: Path) -> 
         path.write_text(json.dumps({"identity": identity, "si_sdr": 1.0}))
         assert (evaluation.read_result(path, asked) is not None) == taken
     assert evaluation.read_result(path, {**asked, "further": "2"}) is None
+
+
+def test_another_code_is_another_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = [tmp_path / "pipeline.py", tmp_path / "takes.py"]
+    for file in files:
+        file.write_text("pass\n")
+    monkeypatch.setattr(systems, "remote_code_files", lambda: files)
+    digests = []
+    for content in ("pass\n", "pass  # as before\n", "pass\n"):
+        files[1].write_text(content)
+        systems.code_digest.cache_clear()
+        digests.append(systems.code_digest())
+    systems.code_digest.cache_clear()
+    assert digests[0] == digests[2] != digests[1]
