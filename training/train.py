@@ -19,8 +19,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run as a file: find the packages beside `training`
 
 from huggingface_hub import create_repo, upload_folder
+from safetensors import SafetensorError
 
-from training.checkpoints import find_checkpoint
+from training.checkpoints import find_checkpoint, list_checkpoints
 from training.config import load_config
 from training.launch import start_requested_processes
 from training.trainer import Trainer, TrainingStopped
@@ -89,6 +90,12 @@ def push(folder: Path, repo_id: str, private: bool) -> None:
     upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload the trained pipeline")
 
 
+def last_checkpoint(output_dir: Path) -> str:
+    """A sentence on what there is to go on from."""
+    kept = list_checkpoints(output_dir)
+    return f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = build_parser().parse_args(argv)
@@ -115,6 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer.fit()
     except TrainingStopped as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
+        logging.debug("Stopped after step %d.", trainer.step, exc_info=True)
+        reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+        print(
+            f"train.py: stopped after step {trainer.step}: {reason.removeprefix('ValueError: ')}."
+            f" {last_checkpoint(output_dir)} Put it right, and --resume_from_checkpoint latest goes on.",
+            file=sys.stderr,
+        )
         return 1
     if trainer.stop.requested:
         logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", trainer.step)

@@ -242,12 +242,15 @@ class Trainer:
 
     def _loop(self) -> int:
         """Optimizer steps with everything that is due in between; returns the step of the last validation."""
+        total, shown = self.config.train.max_train_steps, self.is_main
+        # A context, so that the bar is gone before an error is told.
+        with tqdm(total=total, initial=self.step, disable=not shown, unit="step", smoothing=0.05) as bar:
+            return self._steps(bar)
+
+    def _steps(self, bar: tqdm[Any]) -> int:
         train, evaluation = self.config.train, self.config.eval
         batches = iter(self.loader)
         recent: list[dict[str, float]] = []
-        bar = tqdm(
-            total=train.max_train_steps, initial=self.step, disable=not self.is_main, unit="step", smoothing=0.05
-        )
         begin = time.monotonic() - self.seconds
         last_save, validated = self.seconds, -1
         while not self._finished():
@@ -267,7 +270,6 @@ class Trainer:
                 self.save()
                 last_save = self.seconds
             self.seconds = time.monotonic() - begin
-        bar.close()
         return validated
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import toy_process
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
@@ -387,3 +391,94 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(tmp_path, monkeyp
     train.push(tmp_path, "toy", private=True)
     assert calls[0] == (("toy",), {"private": True, "exist_ok": True})
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/toy", tmp_path)
+
+
+KILLS, KILLED_STEPS, INTERVAL = 20, 90, 3
+
+
+def test_twenty_kills_lose_at_most_an_interval_each_and_change_nothing(config, tmp_path) -> None:
+    """SIGKILL at random moments: while it starts, between steps, in a step, while a checkpoint is written."""
+    rng = np.random.default_rng(0)
+    options = ["--config", str(config), "--report_to", "none", "--max_train_steps", str(KILLED_STEPS)]
+    options += ["--checkpointing_steps", str(INTERVAL), "--checkpoints_total_limit", "2"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.train"])  # imported once: a process starts within a moment
+
+    def begin(folder: Path) -> multiprocessing.Process:
+        arguments = [*options, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+        process = context.Process(target=toy_process.train, args=(arguments, str(folder) + ".log"))
+        process.start()
+        return process
+
+    def reached() -> int:
+        log = Path(f"{killed}.log")
+        found = re.findall(rf"(\d+)/{KILLED_STEPS} \[", log.read_text()) if log.exists() else []
+        return max(map(int, found), default=0)
+
+    seen = 0
+    for number in range(KILLS):
+        process = begin(killed)
+        wanted = seen + int(rng.integers(0, 5)) if number % 4 else 0  # every fourth is killed while it starts
+        while reached() < wanted and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0.0, 0.08)) if wanted else float(rng.uniform(0.0, 0.5)))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, Path(f"{killed}.log").read_text()[-2000:]
+        seen = max(seen, reached())
+        kept = list_checkpoints(killed) if killed.is_dir() else []
+        assert max((int(path.name.split("-")[1]) for path in kept), default=0) >= seen - INTERVAL
+        for path in kept:
+            load_checkpoint(path)  # whole, every one of them
+    for folder in (killed, undisturbed):
+        process = begin(folder)
+        process.join()
+        assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-2000:]
+    for stem in STATE:
+        ends = [folder / f"checkpoint-{KILLED_STEPS}" / f"{stem}.safetensors" for folder in (killed, undisturbed)]
+        first, second = map(load_file, ends)
+        assert first.keys() == second.keys()
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert 10 < seen < KILLED_STEPS
+
+
+def test_a_full_disk_is_explained_and_loses_nothing(config, reference, tmp_path) -> None:
+    """The last checkpoint stays, what could not be written leaves no checkpoint, and the run ends as it should."""
+    options = ["--config", str(config), "--output_dir", str(tmp_path / "run"), "--report_to", "none"]
+    resume = ["--resume_from_checkpoint", "latest", "--checkpointing_steps", "2"]
+    assert train.main([*options, "--max_train_steps", "4", "--checkpointing_steps", "2"]) == 0
+    context = multiprocessing.get_context("forkserver")
+    log = tmp_path / "log"
+    process = context.Process(target=toy_process.train, args=([*options, *resume], str(log), 20_000))
+    process.start()
+    process.join()
+    message = next(line for line in log.read_text().splitlines() if line.startswith("train.py: "))
+    assert process.exitcode == 1
+    assert "stopped after step 6" in message and "checkpoint-4. Put it right" in message, message
+    assert "File too large" in message and "Traceback" not in log.read_text()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")][-1] == "checkpoint-4"
+    assert train.main([*options, *resume]) == 0
+    assert_same_state(tmp_path / "run", reference)
+
+
+def test_data_that_is_gone_are_named(corpus, config, tmp_path, capsys) -> None:
+    """A piece of music that is not where the manifest has it; back in its place, the run goes on."""
+    pairs(corpus, tmp_path, "train", 6, memmap=False)
+    roots = tmp_path / "clean"
+    shutil.copytree(corpus.clean_music_dir, roots)
+    content = yaml.safe_load(config.read_text())
+    content["data"] = {
+        "pairs_manifest": str(tmp_path / "train.jsonl"), "clean_music_dir": str(roots),
+        "rir_dir": str(corpus.rir_dir), "noise_dir": str(corpus.noise_dir),
+    }  # fmt: skip
+    path = tmp_path / "gone.yaml"
+    path.write_text(yaml.safe_dump(content))
+    late = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])["music_path"]
+    (roots / late).rename(tmp_path / "away")
+    options = ["--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
+    assert run(path, tmp_path / "run", *options) == 1
+    message = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: "))
+    assert late in message and "does not exist" in message and "There is no checkpoint yet" in message
+    (tmp_path / "away").rename(roots / late)
+    assert run(path, tmp_path / "run", *options) == 0
