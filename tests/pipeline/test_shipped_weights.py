@@ -44,7 +44,9 @@ def sdr(estimate: np.ndarray, target: np.ndarray) -> float:
 def test_checkpoint_is_small_and_only_safetensors():
     files = [path for path in shipped_weights().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < MAX_BYTES
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    figures = {path for path in files if "figures" in path.parts}
+    assert {path.suffix for path in figures} <= {".json", ".ogg", ".png"}  # the card's examples
+    assert {path.suffix for path in set(files) - figures} <= {".json", ".safetensors", ".md"}
 
 
 def test_example_comes_out_better_at_its_own_loudness(pipeline, example):
