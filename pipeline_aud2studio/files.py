@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
@@ -217,6 +216,8 @@ def _of_soundfile(path: Path, file: soundfile.SoundFile, start_s: float, end_s: 
 
 def _of_av(path: Path, stack: contextlib.ExitStack, start_s: float, end_s: float | None, downmix: bool) -> Sound:
     """Decodes from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
+    import av  # here, because it takes a quarter of a second that WAV and FLAC need not wait for
+
     try:
         container = stack.enter_context(av.open(os.fspath(path)))
         if not container.streams.audio:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import batch, files
 from .audio import LoudnessWarning
+from .partial import partial_path
 from .restore_file import Settings, Take, take_of_audio, take_of_file
 from .restore_file import restore as restore_takes
 
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--save", required=True, type=Path, metavar="PATH", help="the .wav or .flac to write; a folder for a folder")
     add("--overwrite", action="store_true", help="replace what exists already")
+    add("--resume", action="store_true", help="go on where an interrupted run with the same options stopped")
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
         "--reconstruction",
@@ -324,7 +326,11 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
     def say(text: str) -> None:
         _say(f"notice: {job.inputs[number]} {text}")
 
-    with restore_takes(takes, pipeline, settings, job.output.absolute().parent, say) as done:
+    folder, partial = job.output.absolute().parent, partial_path(job.output)
+    with (
+        kept_for_later(partial),
+        restore_takes(takes, pipeline, settings, folder, say, partial, args.resume) as done,
+    ):
         result = done.result
         blocks = result.blocks(done.gain)
         files.write_blocks(
@@ -341,6 +347,19 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
             }
             plot_spectrograms(args.plot, panels, args.start or 0.0)
         return Restored(job.output, done.original.num_samples / done.original.sample_rate, done.seconds)
+
+
+@contextlib.contextmanager
+def kept_for_later(partial: Path) -> Iterator[None]:
+    """Says so where an error within the block leaves a partial result."""
+    try:
+        yield
+    except files.AudioError:  # which says itself what to do
+        raise
+    except (Exception, KeyboardInterrupt):
+        if partial.exists():
+            _say(f"notice: {partial} keeps what was restored so far: the same command with --resume goes on with it")
+        raise
 
 
 def open_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Take]]:
@@ -361,7 +380,7 @@ def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str) ->
     sizes = [(take.frames or 0) * take.num_channels / take.sample_rate for take in takes]  # seconds of one channel
     rates = [max(take.sample_rate, MODEL_RATE) for take in takes]
     temporary = sum(2 * 4 * size * rate for size, rate in zip(sizes, rates, strict=True))  # decoded, and resampled
-    stages = 1 + (args.dryness < 1) + bool(args.sample_rate or args.tilt_db or args.limiter)
+    stages = 2 + (args.dryness < 1) + bool(args.sample_rate or args.tilt_db or args.limiter)
     to_rate = args.sample_rate or takes[0].sample_rate
     per_sample = 4 * stages + files.BYTES_PER_SAMPLE[subtype]
     return round(temporary + sizes[0] * max(to_rate, takes[0].sample_rate) * per_sample)

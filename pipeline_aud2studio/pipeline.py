@@ -27,7 +27,7 @@ from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
 from .takes import SILENCE_RMS, AudioInput, as_performances, assign_slots, level_gain, rms
-from .vocoding import vocode_parts
+from .vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, vocode_parts
 
 logger = logging.get_logger(__name__)
 
@@ -274,6 +274,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         reconstruction: str = "faithful",
         generator: torch.Generator | None = None,
         batch_size: int = 4,
+        num_done: int = 0,
     ) -> Iterator[np.ndarray]:
         """Restores takes of any length in memory that does not grow with it.
 
@@ -281,6 +282,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
             takes: At the pipeline's own sampling rate and at the level that [`~takes.level_gain`] brings them to, the
                 reference first.
             num_inference_steps, reconstruction, generator, batch_size: See [`__call__`].
+            num_done: Samples that another call with the same arguments yielded before it was interrupted: this one
+                yields the others, to the bit what that one would have yielded.
 
         Yields:
             The reference's restoration (channels, samples) piece by piece, at the pipeline's sampling rate and not yet
@@ -296,22 +299,24 @@ class Aud2StudioPipeline(DiffusionPipeline):
         )
         if not 1 <= len(takes) <= self.max_recordings:
             raise ValueError(f"`takes` can be a list of 1 to {self.max_recordings} takes, got {len(takes)}.")
+        if not 0 <= num_done <= takes[0].num_samples:
+            raise ValueError(f"`num_done` has to be within 0 and {takes[0].num_samples} samples, got {num_done}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        yield from self._blocks(
-            takes, reconstruction, batch_size, _Sampling(num_inference_steps, seed, None, None, ())
-        )
+        sampling = _Sampling(num_inference_steps, seed, None, None, ())
+        if num_done < takes[0].num_samples:
+            yield from self._blocks(takes, reconstruction, batch_size, sampling, num_done)
         self.maybe_free_model_hooks()
 
     def _blocks(
-        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling
+        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling, num_done: int = 0
     ) -> Iterator[np.ndarray]:
-        """The restoration (channels of the first take, samples) piece by piece."""
+        """The restoration (channels of the first take, samples) piece by piece, from sample `num_done` on."""
         num_samples = takes[0].num_samples
         slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
         transform = self.transform
         padded = Padded(takes, transform.num_frames(num_samples), transform.hop_length, transform.pad)
         read_out = self._faithful if reconstruction == "faithful" else self._vocoded
-        for block in read_out(padded, slots, num_samples, batch_size, sampling):
+        for block in read_out(padded, slots, num_samples, batch_size, sampling, num_done):
             yield block.cpu().numpy()
 
     def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
@@ -322,14 +327,23 @@ class Aud2StudioPipeline(DiffusionPipeline):
         return stft[torch.tensor(slots, device=stft.device)]
 
     def _faithful(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+        self,
+        padded: Padded,
+        slots: list[list[int]],
+        num_samples: int,
+        batch_size: int,
+        sampling: _Sampling,
+        num_done: int,
     ) -> Iterator[torch.Tensor]:
         """Filters the recordings by the complex band gains and adds them up: (rows, samples) piece by piece."""
         hop, pad = self.transform.hop_length, self.transform.pad
+        needed = max(num_done - pad, 0) // hop  # the first frame that sounds in what is to be yielded
         # What a later block will add to: samples after the frames so far.
         tail, tail_energy = torch.zeros(len(slots), 2 * pad), torch.zeros(2 * pad)
-        skipped, wanted = pad, num_samples  # the reflected beginning, and what is still to be yielded
-        for first, gains in self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=True):
+        wanted = num_samples - num_done  # what is still to be yielded
+        skipped: int | None = None  # the reflected beginning, and what was done before
+        for first, gains in self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, True):
+            skipped = pad + num_done - first * hop if skipped is None else skipped
             stft = self._stft(padded, first, gains.shape[-1], slots)
             filtered = (self.transform.spread(gains) * stft).sum(1)  # (rows, bins, frames)
             samples, energy = (part.cpu() for part in self.transform.overlap_add(filtered))
@@ -345,14 +359,25 @@ class Aud2StudioPipeline(DiffusionPipeline):
                 yield block
 
     def _vocoded(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+        self,
+        padded: Padded,
+        slots: list[list[int]],
+        num_samples: int,
+        batch_size: int,
+        sampling: _Sampling,
+        num_done: int,
     ) -> Iterator[torch.Tensor]:
         """Synthesises the restored log-mel: (rows, samples) piece by piece."""
-        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, faithful=False)
-        wanted = num_samples
-        for block in vocode_parts(self.vocoder, (part.cpu() for _, part in bands), self._execution_device):
-            yield block[:, :wanted]
-            wanted -= min(block.shape[-1], wanted)
+        start = num_done // self.transform.hop_length // VOCODER_BLOCK * VOCODER_BLOCK
+        needed = max(start - VOCODER_CONTEXT, 0)
+        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, False)
+        parts = ((first, part.cpu()) for first, part in bands)
+        skipped, wanted = num_done - start * self.transform.hop_length, num_samples - num_done
+        for samples in vocode_parts(self.vocoder, parts, self._execution_device, start):
+            block = samples[:, skipped : skipped + wanted]
+            skipped, wanted = max(skipped - samples.shape[-1], 0), wanted - block.shape[-1]
+            if block.shape[-1]:
+                yield block
 
     def _restored_bands(
         self,
@@ -361,9 +386,13 @@ class Aud2StudioPipeline(DiffusionPipeline):
         num_samples: int,
         batch_size: int,
         sampling: _Sampling,
+        needed: int,
         faithful: bool,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Runs the chunks through the UNet and cross-fades them.
+
+        Args:
+            needed: The first frame that is needed; there may be others before it, which then are not right.
 
         Yields:
             The first frame and the final frames of the gains (rows, slots, bands, frames), or of the log-mel
@@ -374,8 +403,14 @@ class Aud2StudioPipeline(DiffusionPipeline):
         fader = CrossFader(num_frames, self.chunk_frames, self.config.overlap_frames)
         present = torch.ones(len(slots), len(slots[0]), dtype=torch.bool, device=self._execution_device)
         together = max(1, batch_size // len(slots))
+        # Whole groups, as they would be from the beginning on: a neighbour in the batch changes the last bits. The
+        # first frames of a chunk are not right without the one before it.
+        begin = 0
+        while begin + together < len(starts) and starts[begin + together] + self.config.overlap_frames <= needed:
+            begin += together
         with self.progress_bar(total=len(starts)) as progress:
-            for index in range(0, len(starts), together):
+            progress.initial = progress.n = begin
+            for index in range(begin, len(starts), together):
                 group = starts[index : index + together]
                 chunks = [
                     self.image.features(self._stft(padded, first, self.chunk_frames, slots), present, first)

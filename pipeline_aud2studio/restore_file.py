@@ -17,6 +17,7 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
+from .partial import Partial, SampleDigest, identify
 from .spool import BLOCK_SAMPLES, Spool
 
 if TYPE_CHECKING:
@@ -90,24 +91,34 @@ class Restoration:
     seconds: float  # that the work took, without reading the recording and loading the model
 
 
-def decode(take: Take, folder: Path) -> tuple[Spool, float]:
-    """A take on the disk, and its RMS over the samples in which anything was recorded, as `takes.rms` has it.
+@dataclass(frozen=True)
+class Decoded:
+    """A take on the disk."""
+
+    spool: Spool
+    rms: float  # over the samples in which anything was recorded, as `takes.rms` has it
+    digest: str
+
+
+def decode(take: Take, folder: Path) -> Decoded:
+    """Reads a take and measures it.
 
     Raises:
         AudioError: the recording cannot be used.
         OSError: the disk is full.
     """
-    count, energy = 0, 0.0
+    count, energy, digest = 0, 0.0, SampleDigest()
 
     def measured() -> Iterator[Waveform]:
         nonlocal count, energy
         for block in take.blocks():
             power = np.square(block, dtype=np.float64).sum(axis=0)
             count, energy = count + int(np.count_nonzero(power)), energy + float(power.sum())
+            digest.push(block)
             yield block
 
     spool = Spool(folder, take.num_channels, take.sample_rate).extend(measured())
-    return spool, math.sqrt(energy / take.num_channels / max(count, 1))
+    return Decoded(spool, math.sqrt(energy / take.num_channels / max(count, 1)), digest.hexdigest())
 
 
 @contextmanager
@@ -117,6 +128,8 @@ def restore(
     settings: Settings,
     folder: Path,
     say: Callable[[str], None],
+    partial: Path | None = None,
+    resume: bool = False,
 ) -> Iterator[Restoration]:
     """Restores the first take with the help of the others; a context, after which the temporary files are gone.
 
@@ -124,10 +137,13 @@ def restore(
         takes: Of one performance, on one clock, the reference first.
         load_pipeline: Called when the recordings have turned out to be readable and not silent.
         folder: Whose disk holds the temporary files.
-        say: Is told where there is nothing to restore.
+        say: Is told where there is nothing to restore, or to go on with.
+        partial: A file that holds what is restored so far. It is removed when the context is left, and stays if that
+            is for an error.
+        resume: Whether to go on with what `partial` holds.
 
     Raises:
-        AudioError: a recording cannot be used.
+        AudioError: a recording cannot be used, or `partial` holds a part of the same result and is not to be used.
         OSError: the disk is full.
     """
     with ExitStack() as spools:
@@ -139,8 +155,9 @@ def restore(
             return kept(Spool(folder, takes[0].num_channels, sample_rate)).extend(blocks)
 
         decoded = [decode(take, folder) for take in takes]
-        originals, levels = [kept(spool) for spool, _ in decoded], [level for _, level in decoded]
-        original, rate = originals[0], takes[0].sample_rate
+        for part in decoded:
+            kept(part.spool)
+        original, rate = decoded[0].spool, takes[0].sample_rate
         started = time.perf_counter()
         if original.meter.rms_db < audio.SILENCE_RMS_DB:
             say("is silent: it is returned as it is")
@@ -148,7 +165,17 @@ def restore(
         else:
             pipeline = load_pipeline()
             started = time.perf_counter()
-            restored = spooled(_restored(pipeline, originals, levels, settings, folder, rate), rate)
+            so_far = None
+            if partial is not None:
+                digests = [part.digest for part in decoded]
+                chosen = (settings.steps, settings.reconstruction, settings.seed)
+                identity = identify(pipeline, digests, *chosen)
+                so_far = spools.enter_context(Partial(partial, identity, original.num_channels, resume))
+                if so_far.found:
+                    say(f"goes on after {so_far.found / pipeline.config.sample_rate:.1f} s")
+                elif so_far.is_stale and resume:
+                    say("begins anew: the partial result is of another input, other options or another version")
+            restored = spooled(_restored(pipeline, decoded, settings, folder, rate, so_far), rate)
             gain = _matched(restored.meter, original.meter)
             result = restored
             if settings.dryness < 1:
@@ -163,11 +190,11 @@ def restore(
 
 def _restored(
     pipeline: Aud2StudioPipeline,
-    originals: Sequence[Spool],
-    levels: Sequence[float],
+    decoded: Sequence[Decoded],
     settings: Settings,
     folder: Path,
     rate: int,
+    so_far: Partial | None,
 ) -> Iterator[Waveform]:
     """What the pipeline makes of the takes, at the reference's rate and length."""
     import torch
@@ -178,15 +205,18 @@ def _restored(
     own_rate = pipeline.config.sample_rate
     with ExitStack() as spools:
         sources = []
-        for original, level in zip(originals, levels, strict=True):
-            spool = original
+        for part in decoded:
+            spool = original = part.spool
             if original.sample_rate != own_rate:
                 spool = spools.enter_context(closing(Spool(folder, original.num_channels, own_rate)))
                 spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
-            sources.append(Scaled(spool, level_gain(level)))
+            sources.append(Scaled(spool, level_gain(part.rms)))
         generator = torch.Generator().manual_seed(settings.seed)
-        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator)
-        yield from audio.resampled(blocks, own_rate, rate, originals[0].num_samples)
+        num_done = 0 if so_far is None else so_far.num_samples
+        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator, num_done=num_done)
+        if so_far is not None:
+            blocks = so_far.extend(blocks).blocks()
+        yield from audio.resampled(blocks, own_rate, rate, decoded[0].spool.num_samples)
 
 
 def _matched(restored: audio.LoudnessMeter, original: audio.LoudnessMeter) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -38,10 +40,7 @@ class Spool:
             OSError: The disk is full.
         """
         for block in blocks:
-            content = np.ascontiguousarray(block.T, np.float32).tobytes()
-            written = 0
-            while written < len(content):  # an unbuffered write may take a part of it
-                written += self._file.write(content[written:]) or 0
+            write_all(self._file, interleaved(block))
             self.num_samples += block.shape[1]
             self.meter.push(block)
         return self
@@ -49,14 +48,7 @@ class Spool:
     def read(self, start: int, stop: int) -> Waveform:
         """Samples (channels, stop - start) as float32."""
         self._file.seek(4 * self.num_channels * start)
-        content = bytearray(4 * self.num_channels * (stop - start))
-        view, done = memoryview(content), 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])
-            if not count:
-                raise OSError("the temporary file is shorter than what was written to it")
-            done += count
-        return np.frombuffer(content, np.float32).reshape(-1, self.num_channels).T
+        return read_interleaved(self._file, self.num_channels, stop - start)
 
     def blocks(self, gain: float = 1.0) -> Iterator[Waveform]:
         """All of it (channels, samples), times a gain, in blocks."""
@@ -66,3 +58,27 @@ class Spool:
     def close(self) -> None:
         """Gives the disk space back."""
         self._file.close()
+
+
+def interleaved(block: Waveform) -> bytes:
+    """Samples (channels, samples) as 32-bit floats, one sample of all channels after the other."""
+    return np.ascontiguousarray(block.T, np.float32).tobytes()
+
+
+def write_all(file: io.RawIOBase | IO[bytes], content: bytes) -> None:
+    """Writes all of it to an unbuffered file, which may take a part of it at a time."""
+    view, written = memoryview(content), 0
+    while written < len(view):
+        written += file.write(view[written:]) or 0
+
+
+def read_interleaved(file: io.RawIOBase | IO[bytes], num_channels: int, num_samples: int) -> Waveform:
+    """The next samples (channels, samples) of an unbuffered file of 32-bit floats."""
+    content = bytearray(4 * num_channels * num_samples)
+    view, done = memoryview(content), 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # type: ignore[union-attr]
+        if not count:
+            raise OSError("the temporary file is shorter than what was written to it")
+        done += count
+    return np.frombuffer(content, np.float32).reshape(-1, num_channels).T
