@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,train,eval,space,test
 
-.PHONY: help demo space listening-test test lint benchmark clean
+.PHONY: help demo space listening-test test lint benchmark bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test       runs the whole test suite"
 	@echo "make lint       runs ruff and mypy"
 	@echo "make benchmark  renders the test set, restores it, and writes the tables and plots"
+	@echo "make bench      measures speed and memory on this machine"
 	@echo "make clean      removes the environment and what the targets wrote"
 
 demo: $(VENV)/demo.installed
@@ -41,6 +42,9 @@ benchmark: $(VENV)/all.installed
 	$(BIN)/python -m training.prepare_benchmark
 	$(BIN)/python -m training.evaluate --perceptual
 	$(BIN)/python -m training.evaluate_extremes
+
+bench: $(VENV)/all.installed
+	$(BIN)/python -m training.bench
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

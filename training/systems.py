@@ -165,7 +165,7 @@ def _build_own(name: str, model: Model) -> System:
             vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
         return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
 
-    identity = f"{_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
+    identity = f"{weights_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
     return System(name, copy_synthesis if name == "copy_synthesis" else restore, identity)
 
 
@@ -184,7 +184,7 @@ def code_digest() -> str:
     return hashlib.sha256(b"\0".join(files)).hexdigest()[:16]
 
 
-def _digest(path: str) -> str:
+def weights_digest(path: str) -> str:
     """Fingerprint of a checkpoint's folder; a repository's name stands for itself."""
     if not Path(path).is_dir():
         return path
