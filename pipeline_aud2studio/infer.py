@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -247,14 +248,27 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
     try:
         # A vocoder in half precision is audibly worse, or silently NaN.
         precision = {"vocoder": torch.float32, "default": getattr(torch, dtype)}
-        pipeline = Aud2StudioPipeline.from_pretrained(model, dtype=precision)
+        # transformers would draw weights that a file lacks at random; diffusers refuses such a file itself.
+        encoder, loading = transformers.ASTModel.from_pretrained(
+            model,
+            subfolder="condition_encoder",
+            dtype=precision["default"],
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if loading["missing_keys"]:
+            raise ValueError(f"its condition_encoder lacks {sorted(loading['missing_keys'])[0]}")
+        pipeline = Aud2StudioPipeline.from_pretrained(
+            model, condition_encoder=encoder, dtype=precision, use_safetensors=True
+        )
         if scheduler is not None:
             scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
             # Its default would clip log-mels, which are not bounded by 1.
             unclipped = {} if scheduler == "dpm++" else {"clip_sample": False}
             pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **unclipped)
     except Exception as error:  # whatever a broken file or an unknown repository makes the libraries raise
-        raise ValueError(f"the model {model} cannot be loaded: {_one_line(error)}") from error
+        reason = textwrap.shorten(_one_line(error), 400, placeholder=" …")
+        raise ValueError(f"the model {model} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(desc="restoring", unit="chunk", leave=False)
     return pipeline.to(device)
 

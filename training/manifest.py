@@ -1,13 +1,13 @@
 """Manifests of pairs: JSON lines, a header with the versions that made them, then one flat row a pair, all checked."""
 
 import json
-import math
 import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from reprlib import repr  # of bounded length: a value may be anything
 from typing import Any
 
 from training.codecs import CODECS
@@ -32,9 +32,9 @@ class Number:
     def complaint(self, value: Any) -> str:
         """Why a single value is wrong, or an empty string."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            return f"must be {'a whole number' if self.whole else 'a number'}, not {value!r}"
-        if not math.isfinite(value) or not self.low <= value <= self.high:
-            return f"is {value}, outside {self.low:g} to {self.high:g}"
+            return f"must be {'a whole number' if self.whole else 'a number'}, not {repr(value)}"
+        if not self.low <= value <= self.high:  # true of NaN, too
+            return f"is {repr(value)}, outside {self.low:g} to {self.high:g}"
         return ""
 
 
@@ -50,15 +50,15 @@ class Text:
     def complaint(self, value: Any) -> str:
         """Why a single value is wrong, or an empty string."""
         if not isinstance(value, str):
-            return f"must be a string, not {value!r}"
+            return f"must be a string, not {repr(value)}"
         if not value:
             return "" if self.optional else "is empty"
         if self.choices and value not in self.choices:
-            return f"is {value!r}, not one of {', '.join(self.choices)}"
+            return f"is {repr(value)}, not one of {', '.join(self.choices)}"
         if self.path:
             path = PurePosixPath(value)
             if path.is_absolute() or ".." in path.parts or "\\" in value or ":" in path.parts[0]:
-                return f"is {value!r}: only plain paths relative to the data folder are allowed"
+                return f"is {repr(value)}: only plain paths relative to the data folder are allowed"
         return ""
 
 
@@ -171,10 +171,10 @@ def check_row(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: naming the row and the key that is missing, of the wrong type, absurd, or a path out of its folder.
     """
-    name = f"manifest row {row.get('row_id', '?')}"
+    name = f"manifest row {repr(row.get('row_id', '?'))}"
     kind = row.get("kind")
-    if kind not in FIELDS:
-        raise ValueError(f"{name}: kind is {kind!r}, not one of {', '.join(FIELDS)}")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise ValueError(f"{name}: kind is {repr(kind)}, not one of {', '.join(FIELDS)}")
     checked: dict[str, Any] = {"kind": kind}
     for key, field in FIELDS[kind].items():
         value = row.get(key)
@@ -182,8 +182,8 @@ def check_row(row: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: {key} is missing")
         if field.per:
             if not isinstance(value, list):
-                raise ValueError(f"{name}: {key} must be a list, not {value!r}")
-            count = row[field.per] if field.per == "num_takes" else len(row[field.per])
+                raise ValueError(f"{name}: {key} must be a list, not {repr(value)}")
+            count = row[field.per] if field.per == "num_takes" else len(checked.get(field.per, value))
             if len(value) != count:
                 raise ValueError(f"{name}: {key} has {len(value)} values, expected {count}")
         for item in value if field.per else [value]:

@@ -327,10 +327,18 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
     def full_disk(*_: object) -> None:
         raise soundfile.LibsndfileError(2, "No space left on device")
 
-    monkeypatch.setattr(soundfile.SoundFile, "write", full_disk)
-    status, _, err = cli(*call)
+    with monkeypatch.context() as patch:
+        patch.setattr(soundfile.SoundFile, "write", full_disk)
+        status, _, err = cli(*call)
     assert (status, err.splitlines()[-1].startswith("aud2studio: error: OSError: ")) == (1, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
+    assert "o.wav.partial keeps what was restored so far" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav.partial"]
+
+    with monkeypatch.context() as patch:  # with space again, nothing is computed twice
+        patch.setattr(Aud2StudioPipeline, "_sample", fail)
+        status, _, err = cli(*call, "--resume")
+    assert (status, err) == (0, f"aud2studio: notice: {tmp_path / 'i.wav'} goes on after 0.6 s\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav"]
 
 
 def test_a_bar_counts_the_chunks(cli, tmp_path: Path) -> None:
