@@ -168,18 +168,6 @@ def read(
         return Audio(np.concatenate([*sound.blocks], axis=1), sound.sample_rate, sound.tags, sound.subtype)
 
 
-def excerpt(audio: Audio, path: Path, start_s: float | None, end_s: float | None) -> Audio:
-    """The part of a decoded file between two times, as `read` would have given it.
-
-    Raises:
-        AudioError: the file ends before the start.
-    """
-    start, stop = _excerpt(start_s or 0.0, end_s, audio.sample_rate, audio.waveform.shape[1])
-    if start >= stop:
-        raise AudioError(f"{path} ends before the start that was asked for ({start_s:g} s)")
-    return replace(audio, waveform=audio.waveform[:, start : int(stop)])
-
-
 def _check_format(path: Path, sample_rate: int, channels: int, downmix: bool) -> None:
     if channels > MAX_CHANNELS and channels not in DOWNMIX:
         raise AudioError(f"{path} has {channels} channels: only 1, 2, {', '.join(map(str, DOWNMIX))} can be used")
@@ -192,7 +180,7 @@ def _check_format(path: Path, sample_rate: int, channels: int, downmix: bool) ->
         )
 
 
-def _excerpt(start_s: float, end_s: float | None, sample_rate: int, length: float) -> tuple[int, int | float]:
+def excerpt_bounds(start_s: float, end_s: float | None, sample_rate: int, length: float) -> tuple[int, int | float]:
     """First sample, and the one after the last; `length` may be infinite where it is not known yet."""
     stop = length if end_s is None else min(length, round(end_s * sample_rate))
     return round(start_s * sample_rate), stop
@@ -200,7 +188,7 @@ def _excerpt(start_s: float, end_s: float | None, sample_rate: int, length: floa
 
 def _of_soundfile(path: Path, file: soundfile.SoundFile, start_s: float, end_s: float | None, downmix: bool) -> Sound:
     _check_format(path, file.samplerate, file.channels, downmix)
-    start, stop = _excerpt(start_s, end_s, file.samplerate, file.frames)
+    start, stop = excerpt_bounds(start_s, end_s, file.samplerate, file.frames)
 
     def blocks() -> Iterator[Waveform]:
         if start < stop:
@@ -231,7 +219,7 @@ def _of_av(path: Path, stack: contextlib.ExitStack, start_s: float, end_s: float
         # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
         exact = container.format.name.startswith("mov") and stream.duration is not None
         total = round(stream.duration * stream.time_base * rate) if exact else math.inf
-        start, stop = _excerpt(start_s, end_s, rate, total)
+        start, stop = excerpt_bounds(start_s, end_s, rate, total)
         planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
         tags = _av_tags({**container.metadata, **stream.metadata})
     except (av.FFmpegError, OSError) as error:

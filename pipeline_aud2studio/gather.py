@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from .alignment import AlignmentResult, align
-from .files import Audio, AudioError
+from .files import AudioError
 from .recording import Recording
+from .restore_file import Take
+from .spool import Spool
 
 
 @dataclass(frozen=True)
@@ -23,49 +28,62 @@ class Gathered:
     """
 
     reference: int
-    takes: list[Audio]
+    takes: list[Take]
     alignment: AlignmentResult
 
 
+@contextmanager
 def gather(
-    recordings: Sequence[Audio],
+    takes: Sequence[Take],
     names: Sequence[str],
     max_takes: int,
     reference: int | None,
     force: bool,
     say: Callable[[str], None],
-) -> Gathered:
-    """Aligns recordings and picks those that are used.
+    folder: Path,
+) -> Iterator[Gathered]:
+    """Aligns recordings of any length and picks those that are used; a context, which keeps them on the disk.
 
     Args:
-        recordings: two or more, each at its own rate and with its own start, length and clock.
+        takes: two or more, each at its own rate and with its own start, length and clock.
         names: what messages call them.
         max_takes: takes that the model stacks; of more, those of the best estimated quality are used.
         reference: index of the recording that sets clock, span, level and image; the best one if None.
         force: also use recordings that seem to be of another performance.
         say: is told which recordings are left out and why, a sentence each.
+        folder: whose disk holds the decoded recordings, see :func:`decoded_bytes`.
 
     Raises:
-        AudioError: fewer than two recordings can be used, or the reference cannot.
+        AudioError: a recording cannot be read, fewer than two can be used, or the reference cannot.
+        OSError: the disk is full.
     """
-    takes = [Recording(audio.waveform, audio.sample_rate, name) for audio, name in zip(recordings, names, strict=True)]
     # The aligner's own warnings say the same of those that are refused.
     logging.getLogger("pipeline_aud2studio.alignment").setLevel(logging.ERROR)
-    try:
-        # The rate is the reference's, as with files.
-        result = align(takes, None, reference, force, progress=True)
-    except ValueError as error:
-        raise AudioError(str(error)) from None
-    used = result.accepted[:max_takes]
-    for index, alignment in enumerate(result.alignments):
-        if not alignment.accepted:
-            say(f"{names[index]} is left out: it {alignment.reason}")
-        elif index not in used:
-            say(f"{names[index]} is left out: {max_takes} recordings of better quality are there")
-    say(f"{names[result.reference]} is the reference")
-    rate = round(result.sample_rate)
-    aligned = []
-    for index, waveform in zip(result.accepted, result.waveforms(), strict=True):
-        if index in used:
-            aligned.append(replace(recordings[index], waveform=waveform, sample_rate=rate))
-    return Gathered(result.reference, aligned, result)
+    with ExitStack() as spools:
+        recordings = []
+        for take, name in zip(takes, names, strict=True):
+            spool = spools.enter_context(closing(Spool(folder, take.num_channels, take.sample_rate)))
+            recordings.append(Recording(spool.extend(take.blocks()), take.sample_rate, name))
+        try:
+            # The rate is the reference's, as with files.
+            result = align(recordings, None, reference, force, progress=True)
+        except ValueError as error:
+            raise AudioError(str(error)) from None
+        used = result.accepted[:max_takes]
+        for index, alignment in enumerate(result.alignments):
+            if not alignment.accepted:
+                say(f"{names[index]} is left out: it {alignment.reason}")
+            elif index not in used:
+                say(f"{names[index]} is left out: {max_takes} recordings of better quality are there")
+        say(f"{names[result.reference]} is the reference")
+        rate, length = round(result.sample_rate), result.num_samples
+        aligned = [
+            replace(takes[index], sample_rate=rate, frames=length, blocks=partial(result.blocks, index))
+            for index in used
+        ]
+        yield Gathered(result.reference, aligned, result)
+
+
+def decoded_bytes(takes: Sequence[Take]) -> int:
+    """Disk space that the takes need while they are aligned, as far as their headers tell how long they are."""
+    return sum(4 * (take.frames or 0) * take.num_channels for take in takes)

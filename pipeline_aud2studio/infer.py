@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import batch, files
 from .audio import LoudnessWarning
 from .partial import partial_path
-from .restore_file import Settings, Take, take_of_audio, take_of_file
+from .restore_file import Settings, Take, excerpt, take_of_file
 from .restore_file import restore as restore_takes
 
 if TYPE_CHECKING:
@@ -326,8 +326,15 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
 
 
 def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
-    """Read, restore, finish, write, draw."""
-    number, takes = open_takes(job.inputs, args)
+    """Read, align, restore, finish, write, draw."""
+    with open_takes(job, args) as (number, takes):
+        return restore_opened(job, number, takes, args, pipeline)
+
+
+def restore_opened(
+    job: Job, number: int, takes: Sequence[Take], args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]
+) -> Restored:
+    """Restores takes on one clock, the reference first, which is the input of that number."""
     reference = takes[0]
     subtype = (
         SUBTYPES[args.bit_depth] if args.bit_depth else files.output_subtype(job.output.suffix, reference.subtype)
@@ -348,7 +355,13 @@ def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2S
         result = done.result
         blocks = result.blocks(done.gain)
         files.write_blocks(
-            job.output, blocks, result.num_channels, result.num_samples, result.sample_rate, subtype, reference.tags
+            job.output,
+            blocks,
+            result.num_channels,
+            result.num_samples,
+            result.sample_rate,
+            subtype,
+            reference.tags,
         )
         if args.plot is not None:
             from .plot import plot_spectrograms
@@ -376,17 +389,22 @@ def kept_for_later(partial: Path) -> Iterator[None]:
         raise
 
 
-def open_takes(paths: Sequence[Path], args: argparse.Namespace) -> tuple[int, list[Take]]:
-    """Which input is the reference, and the takes on its clock, the reference first."""
+@contextlib.contextmanager
+def open_takes(job: Job, args: argparse.Namespace) -> Iterator[tuple[int, list[Take]]]:
+    """Which input is the reference, and the takes on its clock, the reference first; usable within the context."""
+    paths = job.inputs
     if len(paths) == 1 or args.aligned:
-        return 0, [take_of_file(path, args.start, args.end, args.downmix) for path in paths]
-    from .gather import gather
+        yield 0, [take_of_file(path, args.start, args.end, args.downmix) for path in paths]
+        return
+    from .gather import decoded_bytes, gather
 
     reference = None if args.reference is None else args.reference - 1
-    recordings, names = [files.read(path, downmix=args.downmix) for path in paths], [path.name for path in paths]
-    found = gather(recordings, names, MAX_TAKES, reference, args.force, say=lambda text: _say(f"notice: {text}"))
-    path = paths[found.reference]
-    return found.reference, [take_of_audio(files.excerpt(take, path, args.start, args.end)) for take in found.takes]
+    takes, names = [take_of_file(path, None, None, args.downmix) for path in paths], [path.name for path in paths]
+    files.check_output(job.output, args.overwrite, decoded_bytes(takes))
+    folder = job.output.absolute().parent
+    with gather(takes, names, MAX_TAKES, reference, args.force, lambda text: _say(f"notice: {text}"), folder) as found:
+        path = paths[found.reference]
+        yield found.reference, [excerpt(take, path, args.start, args.end) for take in found.takes]
 
 
 def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import soundfile
+
+if TYPE_CHECKING:
+    from .source import Source
 
 # Silence: nothing in the file above this level. -90 dBFS is the dither of a 16-bit file.
 SILENCE_PEAK = 10 ** (-90 / 20)
@@ -23,33 +27,41 @@ class Recording:
     """A mono or stereo take of any length and rate; a file stays on disk and is read where it is asked for.
 
     Args:
-        source: path of an audio file, or an array `(samples)` or `(channels, samples)`.
-        sample_rate: rate of the array in Hz; a file brings its own.
+        source: path of an audio file, an array `(samples)` or `(channels, samples)`, or what is read like a spool.
+        sample_rate: rate of what is no file in Hz; a file brings its own.
         name: how messages call the take; the file's name where there is one.
 
     Raises:
         ValueError: not audio, no samples, more than two channels; when read, samples that are not finite.
     """
 
-    def __init__(self, source: np.ndarray | str | os.PathLike[str], sample_rate: float = 0.0, name: str = ""):
-        self._array: np.ndarray | None = None
-        self._file: soundfile.SoundFile | None = None
+    def __init__(
+        self, source: Source | np.ndarray | str | os.PathLike[str], sample_rate: float = 0.0, name: str = ""
+    ) -> None:
+        self.path: Path | None = None
+        self.name = name or "recording"
+        self._read: Callable[[int, int], np.ndarray]  # samples [start, stop), both within the take
         if isinstance(source, (str, os.PathLike)):
-            self.path: Path | None = Path(source)
+            self.path = Path(source)
             self.name = name or self.path.name
-            self._file = _open(self.path)
-            weakref.finalize(self, self._file.close)
-            self.sample_rate = float(self._file.samplerate)
-            self.num_channels, self.num_samples = self._file.channels, self._file.frames
+            file = _open(self.path)
+            weakref.finalize(self, file.close)
+            self.sample_rate = float(file.samplerate)
+            self.num_channels, self.num_samples = file.channels, file.frames
+            self._read = partial(_read_file, file)
         else:
-            self.path, self.name = None, name or "recording"
-            array = np.atleast_2d(np.asarray(source))
-            if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-                raise ValueError(f"{self.name}: expected floats of shape (samples) or (channels, samples)")
             if sample_rate <= 0:
                 raise ValueError(f"{self.name}: an array needs its sample_rate in Hz, got {sample_rate}")
-            self._array, self.sample_rate = array, float(sample_rate)
-            self.num_channels, self.num_samples = array.shape
+            self.sample_rate = float(sample_rate)
+            if isinstance(source, np.ndarray):
+                array = np.atleast_2d(source)
+                if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+                    raise ValueError(f"{self.name}: expected floats of shape (samples) or (channels, samples)")
+                self.num_channels, self.num_samples = array.shape
+                self._read = lambda start, stop: array[:, start:stop]
+            else:
+                self.num_channels, self.num_samples = source.num_channels, source.num_samples
+                self._read = source.read
         if self.num_samples == 0:
             raise ValueError(f"{self.name}: is empty")
         if self.num_channels > 2:
@@ -65,13 +77,7 @@ class Recording:
         first, last = max(start, 0), min(stop, self.num_samples)
         if first >= last:
             return out
-        if self._array is not None:
-            piece = self._array[:, first:last]
-        else:
-            assert self._file is not None
-            if self._file.tell() != first:
-                self._file.seek(first)
-            piece = self._file.read(last - first, dtype="float32", always_2d=True).T
+        piece = self._read(first, last)
         if not np.isfinite(piece).all():
             raise ValueError(f"{self.name}: holds NaN or infinite samples near {first / self.sample_rate:.1f} s")
         out[:, first - start : first - start + piece.shape[1]] = piece
@@ -105,6 +111,12 @@ class Recording:
         # A pair wired in anti-phase would vanish in a plain sum.
         opposed = sum(float(np.prod(self.read(*bounds), axis=0).sum()) for bounds in self._probes) < 0
         return np.array([0.5, -0.5 if opposed else 0.5], dtype=np.float32)
+
+
+def _read_file(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
+    if file.tell() != start:
+        file.seek(start)
+    return file.read(stop - start, dtype="float32", always_2d=True).T
 
 
 def _open(path: Path) -> soundfile.SoundFile:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 from . import audio, files
 from .audio import Waveform
 from .partial import Partial, SampleDigest, identify
-from .spool import BLOCK_SAMPLES, Spool
+from .spool import Spool
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -58,14 +58,27 @@ def take_of_file(path: Path, start_s: float | None, end_s: float | None, downmix
         return Take(sound.sample_rate, sound.num_channels, frames, sound.tags, sound.subtype, blocks)
 
 
-def take_of_audio(sound: files.Audio) -> Take:
-    """A decoded recording."""
+def excerpt(take: Take, path: Path, start_s: float | None, end_s: float | None) -> Take:
+    """The part between two times of a take of known length, as `take_of_file` would have given it.
+
+    Raises:
+        AudioError: the take, which messages call by its path, ends before the start.
+    """
+    assert take.frames is not None
+    start, stop = files.excerpt_bounds(start_s or 0.0, end_s, take.sample_rate, take.frames)
+    if start >= stop:
+        raise files.AudioError(f"{path} ends before the start that was asked for ({start_s:g} s)")
 
     def blocks() -> Iterator[Waveform]:
-        for start in range(0, sound.waveform.shape[1], BLOCK_SAMPLES):
-            yield sound.waveform[:, start : start + BLOCK_SAMPLES]
+        position = 0
+        for block in take.blocks():
+            if (part := block[:, max(start - position, 0) : max(int(stop) - position, 0)]).shape[1]:
+                yield part
+            position += block.shape[1]
+            if position >= stop:
+                break
 
-    return Take(sound.sample_rate, len(sound.waveform), sound.waveform.shape[1], sound.tags, sound.subtype, blocks)
+    return replace(take, frames=int(stop) - start, blocks=blocks)
 
 
 @dataclass(frozen=True)

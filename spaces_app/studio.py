@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,8 @@ from pipeline_aud2studio import files
 from pipeline_aud2studio.align_command import plot_lags
 from pipeline_aud2studio.gather import gather
 from pipeline_aud2studio.plot import plot_spectrograms
-from pipeline_aud2studio.restore_file import Settings, Take, restore, take_of_audio, take_of_file
-from pipeline_aud2studio.source import Scaled
+from pipeline_aud2studio.restore_file import Settings, Take, restore, take_of_file
+from pipeline_aud2studio.source import Scaled, Source
 from pipeline_aud2studio.spool import Spool
 
 if TYPE_CHECKING:
@@ -83,22 +85,19 @@ def restore_recordings(
     notices: list[str] = []
     try:
         check(paths)
-        lags, reference, takes = _open(paths, folder / "alignment.png", notices.append)
-        name = Path(paths[reference].name)
-        result = folder / f"{name.stem}.restored{suffix}"
-        subtype = files.output_subtype(suffix, takes[0].subtype)
-        with restore(takes, load_pipeline, settings, folder, lambda text: notices.append(f"{name} {text}")) as done:
-            out = done.result
-            blocks = out.blocks(done.gain)
-            files.write_blocks(
-                result, blocks, out.num_channels, out.num_samples, out.sample_rate, subtype, takes[0].tags
-            )
-            before, after = _compared(done.original, done.result, done.gain, folder)
-            panels = {"Before": (done.original, done.original.sample_rate)}
-            spectrograms = folder / "spectrograms.png"
-            plot_spectrograms(
-                spectrograms, {**panels, "After": (Scaled(done.result, done.gain), done.result.sample_rate)}
-            )
+        with _open(paths, folder, notices.append) as (lags, reference, takes):
+            name = Path(paths[reference].name)
+            result = folder / f"{name.stem}.restored{suffix}"
+            subtype, tags = files.output_subtype(suffix, takes[0].subtype), takes[0].tags
+            say = partial(_say_of, name, notices.append)
+            with restore(takes, load_pipeline, settings, folder, say) as done:
+                out, rate = done.result, done.result.sample_rate
+                blocks = out.blocks(done.gain)
+                files.write_blocks(result, blocks, out.num_channels, out.num_samples, rate, subtype, tags)
+                before, after = _compared(done.original, out, done.gain, folder)
+                spectrograms = folder / "spectrograms.png"
+                original: tuple[Source, int] = done.original, done.original.sample_rate
+                plot_spectrograms(spectrograms, {"Before": original, "After": (Scaled(out, done.gain), rate)})
     except ValueError as error:
         message = str(error)
         for path in paths:
@@ -107,13 +106,23 @@ def restore_recordings(
     return Outcome(result, before, after, spectrograms, lags, notices)
 
 
-def _open(paths: Sequence[Path], picture: Path, say: Callable[[str], None]) -> tuple[Path | None, int, list[Take]]:
+def _say_of(name: Path, say: Callable[[str], None], text: str) -> None:
+    say(f"{name} {text}")
+
+
+@contextmanager
+def _open(
+    paths: Sequence[Path], folder: Path, say: Callable[[str], None]
+) -> Iterator[tuple[Path | None, int, list[Take]]]:
+    """The alignment's picture, which recording is the reference, and the takes, the reference first."""
+    takes = [take_of_file(path, None, None, downmix=True) for path in paths]
     if len(paths) == 1:
-        return None, 0, [take_of_file(paths[0], None, None, downmix=True)]
-    recordings = [files.read(path, downmix=True) for path in paths]
-    found = gather(recordings, [path.name for path in paths], MAX_RECORDINGS, None, False, say)
-    plot_lags(picture, found.alignment)
-    return picture, found.reference, [take_of_audio(take) for take in found.takes]
+        yield None, 0, takes
+        return
+    with gather(takes, [path.name for path in paths], MAX_RECORDINGS, None, False, say, folder) as found:
+        lags = folder / "alignment.png"
+        plot_lags(lags, found.alignment)
+        yield lags, found.reference, found.takes
 
 
 def _compared(original: Spool, result: Spool, gain: float, folder: Path) -> tuple[Path, Path]:
