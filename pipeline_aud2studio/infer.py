@@ -97,6 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on where an interrupted run with the same options stopped")
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
+        "--backend",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="what computes the networks; onnx wants a --model of `aud2studio export-onnx` (default: %(default)s)",
+    )
+    add(
         "--reconstruction",
         choices=("faithful", "vocoder", "blend"),
         default="faithful",
@@ -157,6 +163,13 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--reference has to be the number of an input, 1 to {len(args.inputs)}, got {args.reference}"
             )
+    if args.backend == "onnx":
+        if args.model is None:
+            raise ValueError(f"--backend onnx wants --model DIR: write it with `{PROGRAM} export-onnx --out DIR`")
+        if args.device not in ("auto", "cpu") or args.dtype not in ("auto", "float32"):
+            raise ValueError(
+                "--backend onnx computes on the CPU in the precision of its file: leave out --device, --dtype"
+            )
     if args.end is not None and args.end <= (args.start or 0.0):
         raise ValueError(f"--end has to be after --start, got {args.end:g} and {args.start or 0.0:g} s")
     if args.plot is not None and args.plot.suffix.lower() != ".png":
@@ -212,9 +225,14 @@ def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
             raise ValueError(f"{job.output} cannot hold --bit-depth {args.bit_depth}: save a .wav file")
 
 
-def check_model(model: str) -> None:
-    """Raises a ValueError for what is neither a model folder nor the name of a Hub repository."""
+def check_model(model: str, backend: str = "torch") -> None:
+    """Raises a ValueError for what is no model folder of this backend, nor the name of a Hub repository."""
     folder = Path(model)
+    is_onnx = (folder / "unet" / "model.onnx").is_file()
+    if is_onnx and backend == "torch":
+        raise ValueError(f"{folder} holds ONNX files: pass --backend onnx with it")
+    if not is_onnx and backend == "onnx":
+        raise ValueError(f"{folder} holds no ONNX files: write them with `{PROGRAM} export-onnx --out DIR`")
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a model folder: it has no model_index.json")
@@ -261,16 +279,42 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
         pipeline = Aud2StudioPipeline.from_pretrained(
             model, condition_encoder=encoder, dtype=precision, use_safetensors=True
         )
-        if scheduler is not None:
-            scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
-            # Its default would clip log-mels, which are not bounded by 1.
-            unclipped = {} if scheduler == "dpm++" else {"clip_sample": False}
-            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **unclipped)
     except Exception as error:  # whatever a broken file or an unknown repository makes the libraries raise
-        reason = textwrap.shorten(_one_line(error), 400, placeholder=" …")
-        raise ValueError(f"the model {model} cannot be loaded: {reason}") from error
+        raise ValueError(_reason(model, error)) from error
+    return _prepared(pipeline, scheduler).to(device)
+
+
+def load_onnx(model: Path, scheduler: str | None) -> Aud2StudioPipeline:
+    """The pipeline of a folder of ONNX files, ready to run.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from .onnx_networks import load_onnx_pipeline
+
+    try:
+        pipeline = load_onnx_pipeline(model)
+    except Exception as error:  # as above
+        raise ValueError(_reason(model, error)) from error
+    return _prepared(pipeline, scheduler)
+
+
+def _prepared(pipeline: Aud2StudioPipeline, scheduler: str | None) -> Aud2StudioPipeline:
+    """With the scheduler of that name, and the command line's progress bar."""
+    import diffusers
+
+    if scheduler is not None:
+        scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
+        # Its default would clip log-mels, which are not bounded by 1.
+        unclipped = {} if scheduler == "dpm++" else {"clip_sample": False}
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **unclipped)
     pipeline.set_progress_bar_config(desc="restoring", unit="chunk", leave=False)
-    return pipeline.to(device)
+    return pipeline
+
+
+def _reason(model: Path | str, error: Exception) -> str:
+    reason = textwrap.shorten(_one_line(error), 400, placeholder=" …")
+    return f"the model {model} cannot be loaded: {reason}"
 
 
 def restore(args: argparse.Namespace) -> Iterator[Restored]:
@@ -296,11 +340,13 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     check_outputs(jobs, args)
     report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
     model = args.model or str(Path(__file__).parent / "weights")
-    check_model(model)
+    check_model(model, args.backend)
 
     # Loaded when the first recording has turned out to be readable.
     @cache
     def pipeline() -> Aud2StudioPipeline:
+        if args.backend == "onnx":
+            return load_onnx(Path(model), args.scheduler)
         device = args.device
         if device == "auto" and num_processes > 1:
             device = batch.device()
@@ -436,12 +482,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], object]]:
     """The arguments and the function of a command of its own, imported only where it is asked for."""
-    from . import align_command, import_bigvgan
+    from importlib import import_module
 
-    command, description = {
-        "align": (align_command, "Puts recordings of one performance on one clock."),
-        "import-bigvgan": (import_bigvgan, "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
+    module, description = {
+        "align": ("align_command", "Puts recordings of one performance on one clock."),
+        "import-bigvgan": ("import_bigvgan", "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
+        "export-onnx": ("export_onnx", "Writes the networks as ONNX files, for --backend onnx."),
     }[name]
+    command = import_module(f".{module}", __package__)
     parser = _Parser(prog=f"{PROGRAM} {name}", description=description, allow_abbrev=False)
     command.add_arguments(parser)
     return parser.parse_args(words), command.run
@@ -449,7 +497,7 @@ def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callab
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["align"] or words[:1] == ["import-bigvgan"]:
+    if words and words[0] in ("align", "import-bigvgan", "export-onnx"):
         args, work = _subcommand(words[0], words[1:])
     else:
         args, work = build_parser().parse_args(words), run

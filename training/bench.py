@@ -50,6 +50,8 @@ def plan(base: Case, threads: int, long_s: float) -> dict[str, Case]:
     for dtype in ("float32", "bfloat16", "float16") if base.device.startswith("cuda") else ("float32", "bfloat16"):
         if dtype != base.dtype:
             cases[dtype] = replace(base, dtype=dtype)
+    if base.device == "cpu" and base.dtype == "float32":
+        cases |= {backend: replace(base, backend=backend) for backend in ("onnx", "onnx-int8")}
     if base.device == "cpu" and threads > 1:
         cases[f"{threads} threads"] = replace(base, threads=threads)
         cases[f"{long_s / 60:g} minutes, {threads} threads"] = replace(base, threads=threads, seconds=long_s)

@@ -12,6 +12,7 @@ STARTED = time.perf_counter()
 import functools  # noqa: E402 (the clock runs before the imports, which are measured)
 import json  # noqa: E402
 import resource  # noqa: E402
+import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections import defaultdict  # noqa: E402
@@ -38,6 +39,7 @@ class Case:
         channels, recordings: 1 or 2; 1 to 4, already aligned.
         steps: Denoising steps; 0 is the checkpoint's default.
         dtype, batch_size, reconstruction, threads, device: As in the pipeline's call.
+        backend: "torch", "onnx", or "onnx-int8".
     """
 
     system: str = "aud2studio"
@@ -50,6 +52,7 @@ class Case:
     reconstruction: str = "faithful"
     threads: int = 1
     device: str = "cpu"
+    backend: str = "torch"
 
     @property
     def key(self) -> str:
@@ -121,12 +124,21 @@ def measure_own(case: Case, folder: Path) -> dict[str, Any]:
     import torch
 
     from pipeline_aud2studio import files, restore_file, shipped_weights
-    from pipeline_aud2studio.infer import load_pipeline
+    from pipeline_aud2studio.infer import load_onnx, load_pipeline
     from pipeline_aud2studio.partial import partial_path
 
     torch.set_num_threads(case.threads)
+    model = folder / "onnx"
+    if case.backend != "torch":
+        # In a process of its own, whose memory and time do not count.
+        command = [sys.executable, "-m", "pipeline_aud2studio.infer", "export-onnx", "--out", str(model)]
+        int8 = ["--int8"] if case.backend == "onnx-int8" else []
+        subprocess.run([*command, *int8], check=True, capture_output=True)
     imported = time.perf_counter()
-    pipeline = load_pipeline(str(shipped_weights()), case.device, case.dtype, None)
+    if case.backend == "torch":
+        pipeline = load_pipeline(str(shipped_weights()), case.device, case.dtype, None)
+    else:
+        pipeline = load_onnx(model, None)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
 
@@ -152,7 +164,7 @@ def measure_own(case: Case, folder: Path) -> dict[str, Any]:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
     found = {
-        "import_s": imported - STARTED,
+        "import_s": imported - STARTED if case.backend == "torch" else None,
         "load_s": loaded - imported,
         "seconds": seconds,
         "stages_s": dict(stages.seconds),

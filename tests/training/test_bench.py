@@ -33,6 +33,7 @@ def test_cases_differ_from_the_default_in_one_thing():
     cases = bench.plan(base, threads=2, long_s=600.0)
     assert {case.recordings for case in cases.values()} == {1, 2, 3, 4}
     assert {case.steps for case in cases.values() if case.reconstruction == "vocoder"} == {1, 2, 4, 8, 50}
+    assert {case.backend for case in cases.values()} == {"torch", "onnx", "onnx-int8"}
     assert {case.system for case in cases.values()} == {"aud2studio", *bench.PEERS}
     assert len({case.key for case in cases.values()}) == len(cases)
     assert all(case.dtype == "float32" for name, case in cases.items() if name != "bfloat16")
