@@ -3,9 +3,10 @@
     python -m training.record --run runs/first runs/second --vocoder-run runs/vocoder --data data \\
         --pairs data/train.jsonl --out runs/second/best-4000/training.json
 
-Several runs are those that `--init_from` chains; a run that was stopped and resumed is one. Nothing is typed: figures
-come from the runs' folders, the manifests and the indexes of the data; what they do not say is null. Paths lose their
-folders, which name people and their disks.
+Several runs are those that `--init_from` chains; a run that was stopped and resumed is one. `--before training.json`,
+the record beside the weights that the first run began with, stands for runs of which only the weights are left.
+Nothing is typed: figures come from the runs' folders, the manifests and the indexes of the data; what they do not say
+is null. Paths lose their folders, which name people and their disks.
 """
 
 from __future__ import annotations
@@ -266,6 +267,38 @@ def training_record(
     }
 
 
+def continued(record: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of weights that went through all of `before` first.
+
+    Pairs and their sources add up; of distinct tracks and items only the larger number is known to be right. A vocoder
+    that was not trained anew is that of before.
+    """
+    whole = {**record, "runs": [*before["runs"], *record["runs"]], "vocoder": record["vocoder"] or before["vocoder"]}
+    pairs = [part["pairs"] for part in (before, record) if part["pairs"]]
+    if pairs:
+        names = sorted({name for part in pairs for name in part["conditions"]})
+        sums = {key: sum(part[key] for part in pairs) for key in ("count", "hours", "with_several_takes", "stereo")}
+        whole["pairs"] = {
+            **sums,
+            "hours": round(sums["hours"], 2),
+            "tracks": max(part["tracks"] for part in pairs),
+            "conditions": {name: sum(part["conditions"].get(name, 0) for part in pairs) for name in names},
+        }
+    sources = {_source_key(source): dict(source) for source in record["sources"]}
+    for source in before["sources"]:
+        known = sources.setdefault(_source_key(source), {**source, "pairs": 0})
+        known["pairs"] += source["pairs"]
+        known["items"], known["hours"] = (max(known[name], source[name]) for name in ("items", "hours"))
+    whole["sources"] = [sources[key] for key in sorted(sources)]
+    for name in ("test_venues_heard", "datasets"):
+        whole[name] = sorted({*record[name], *before[name]})
+    return whole
+
+
+def _source_key(source: Row) -> tuple[str, ...]:
+    return tuple(source[name] for name in ("kind", "name", "licence", "split"))
+
+
 def _config(run: Path) -> TrainingConfig:
     return parse_config(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), source=str(run))
 
@@ -298,6 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
     parser.add_argument("--pairs", type=Path, nargs="*", default=[], help="manifests of the training pairs")
     parser.add_argument("--benchmark", type=Path, default=Path(__file__).parent / "benchmark" / "test.jsonl")
+    parser.add_argument("--before", type=Path, metavar="JSON", help="record of the weights the first run began with")
     parser.add_argument("--here", action="store_true", help="the runs took place on this machine, if they do not say")
     parser.add_argument("--out", type=Path, required=True, help="training.json beside the weights")
     options = parser.parse_args(argv)
@@ -312,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.here:
             for run in record["runs"]:
                 run["machine"] = run["machine"] or machine()
+        if options.before is not None:
+            record = continued(record, read_record(options.before))
         write_json(options.out, record)
     except (ValueError, OSError, KeyError) as error:
         print(f"record: {error}", file=sys.stderr)

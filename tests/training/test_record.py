@@ -9,6 +9,7 @@ import yaml
 from training.config import TrainingConfig
 from training.jsonl import write_rows
 from training.record import heard_test_venues, main, note_start, read_record, run_record, without_folders
+from training.report import write_json
 
 
 def run_folder(folder: Path, steps: int, starts: int = 1) -> Path:
@@ -128,6 +129,38 @@ def test_record_of_runs_and_data(tmp_path: Path) -> None:
         == sources["crowd", "synthetic (training/crowd.py)", "train"]
     )
     assert record["test_venues_heard"] == []
+
+
+def test_a_record_goes_on_from_that_of_the_weights_it_began_with(tmp_path: Path) -> None:
+    """Figures of the first record, doubled by the same data, and a source that only the first one had."""
+    data = data_folder(tmp_path / "data")
+    benchmark = tmp_path / "test.jsonl"
+    write_rows(benchmark, [{"venue": "Warehouse"}])
+    options = ["--data", str(data), "--pairs", str(data / "pairs.jsonl"), "--benchmark", str(benchmark)]
+    before = tmp_path / "before.json"
+    assert main(["--run", str(run_folder(tmp_path / "one", 100)), *options, "--out", str(before)]) == 0
+    record = read_record(before)
+    record["vocoder"] = {"steps": 5}
+    gone = {**record["sources"][0], "name": "a source that is no longer there", "pairs": 2}
+    write_json(before, {**record, "sources": [*record["sources"], gone], "test_venues_heard": ["Warehouse"]})
+
+    second = str(run_folder(tmp_path / "two", 240))
+    out = tmp_path / "after.json"
+    assert main(["--run", second, *options, "--before", str(before), "--out", str(out)]) == 0
+    after = read_record(out)
+    assert [run["steps"] for run in after["runs"]] == [100, 240]
+    assert after["vocoder"] == {"steps": 5} and after["test_venues_heard"] == ["Warehouse"]
+    assert after["pairs"] == {
+        "count": 6,
+        "hours": 0.02,
+        "tracks": 2,
+        "with_several_takes": 2,
+        "stereo": 4,
+        "conditions": {"crowd": 2, "room": 4},
+    }
+    pairs = {(row["kind"], row["name"], row["split"]): (row["items"], row["pairs"]) for row in after["sources"]}
+    assert pairs["music", "a", "train"] == (2, 6) and pairs["room", "Old Hall", "train"] == (1, 2)
+    assert pairs["crowd", "a source that is no longer there", "train"] == (1, 2)
 
 
 def test_a_test_venue_among_the_training_rooms_is_found_whatever_its_spelling(tmp_path: Path) -> None:
