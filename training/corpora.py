@@ -146,7 +146,11 @@ def unpack_package(deb: Path, folder: Path) -> None:
         for archive in temporary.rglob("*.pk3"):
             unpack(archive, archive.with_suffix(""), is_audio)
             archive.unlink()
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was first, with the same files
+                raise
 
 
 # --- What is in a folder of music ------------------------------------------------------------------------------------

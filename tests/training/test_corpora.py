@@ -96,6 +96,8 @@ def test_package_from_cache_to_inventory(
     names = {Path(row["path"]).name: row for row in rows}
     assert set(names) == {"theme.flac", "song.ogg", "inner.flac"}
     assert not list(out.rglob("*.pk3")) and not list(out.rglob("*.bsp")) and list(out.rglob("copyright"))
+    unpack_package(deb, out / "demo")  # as a second process would that began before the first one was done
+    assert [path.name for path in out.iterdir()].count("demo") == 1 and not list(out.glob(".demo-*"))
     assert [Path(stem).name for stem in names["song.ogg"]["stems"]] == ["song.ogg", "guitar.ogg"]
     assert "stems" not in names["theme.flac"]
     for row in rows:
