@@ -107,15 +107,14 @@ class RestoredMels:
     Every example is a crop from one chunk of the pipeline; a validation clip is a whole chunk.
 
     Raises:
-        ValueError: If the pipeline's mel is not the configured one, or there are no pairs.
+        ValueError: If there is no pipeline, or its mel is not the configured one, or there are no pairs.
     """
 
     def __init__(self, config: VocoderConfig, transform: BandTransform, device: torch.device) -> None:
         data = config.data
-        try:
-            self.pipeline = Aud2StudioPipeline.from_pretrained(data.restored_from, vocoder=None).to(device)
-        except OSError as error:
-            raise ValueError(f"data.restored_from: {str(error).splitlines()[0]}") from error
+        if data.restored_from is None or not (data.restored_from / "model_index.json").is_file():
+            raise ValueError(f"data.restored_from: {data.restored_from} is not the folder of a pipeline")
+        self.pipeline = Aud2StudioPipeline.from_pretrained(data.restored_from, vocoder=None).to(device)
         check_front_end(self.pipeline, config)
         self.config, self.transform, self.device = config, transform, device
         if config.train.crop_frames > self.pipeline.chunk_frames:

@@ -172,7 +172,8 @@ def test_discriminators_step_does_not_reach_the_generator(tmp_path: Path, values
     before = [parameter.detach().clone() for parameter in trainer.discriminators.parameters()]
     trainer.train_step(next(trainer.examples.batches(0, 1)))
     assert gradients and max(gradients) < 1e-20
-    changed = [float((a - b).abs().max()) for a, b in zip(before, trainer.discriminators.parameters(), strict=True)]
+    after = [parameter.detach() for parameter in trainer.discriminators.parameters()]
+    changed = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
     assert min(changed) > 0
 
 
@@ -186,15 +187,15 @@ def test_frozen_parameters_learn_again_afterwards() -> None:
 
 def test_discriminators_learn_to_tell_noise_from_a_tone() -> None:
     torch.manual_seed(0)
-    discriminators = Discriminators(SMALL)
+    discriminators = Discriminators(SMALL.model_copy(update={"periods": (2,), "resolutions": ((256, 64, 256),)}))
     tone = 0.1 * torch.sin(2 * math.pi * 440 / 44100 * torch.arange(512)).expand(2, -1)
     optimizer = torch.optim.AdamW(discriminators.parameters(), lr=2e-2)
-    for step in range(40):
+    for step in range(80):
         loss = discriminator_loss(discriminators(tone), discriminators(noise(step, 512)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 1.0  # 2.0 is what four of them get that say one half to everything
+    assert float(loss.detach()) < 0.3  # 1.0 is what two of them get that say one half to everything
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------
