@@ -89,6 +89,8 @@ class ResolutionDiscriminator(Discriminator):
         channels: Of every layer.
     """
 
+    window: torch.Tensor
+
     def __init__(self, n_fft: int, hop_length: int, window: int, channels: int) -> None:
         layers = [nn.Conv2d(1, channels, (3, 9), padding=(1, 4))]
         layers += [nn.Conv2d(channels, channels, (3, 9), (1, 2), padding=(1, 4)) for _ in range(3)]

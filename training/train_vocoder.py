@@ -3,7 +3,7 @@
     python -m training.train_vocoder --config training/configs/vocoder_tiny.yaml --output_dir runs/vocoder_tiny
     python -m training.train_vocoder --config ... --output_dir ... --resume_from_checkpoint latest
 
-Three phases, each a run of its own from the export of the one before (`--init_from runs/BEFORE/export`): spectral
+Three phases, each a run of its own from the weights of the one before (`--init_from runs/BEFORE/export`): spectral
 losses on clean music; with `loss.adversarial`, discriminators; with `data.restored_from`, the mels that a pipeline
 restores from degraded recordings.
 

@@ -119,6 +119,13 @@ def test_bad_configuration_names_the_key(tmp_path: Path, change: dict[str, Any],
         load_vocoder_config(path)
 
 
+def test_second_phase_goes_on_with_the_firsts_model() -> None:
+    first = load_vocoder_config(CONFIGS / "vocoder_tiny.yaml")
+    second = load_vocoder_config(CONFIGS / "vocoder_tiny_adversarial.yaml")
+    assert (first.model, first.mel) == (second.model, second.mel)
+    assert first.loss.adversarial == 0 and second.loss.adversarial == 1
+
+
 def test_overrides_replace_values_of_the_file() -> None:
     path = CONFIGS / "vocoder_tiny.yaml"
     config = load_vocoder_config(path, ["loss.adversarial=0.5", "train.optimizer=adamw"])
