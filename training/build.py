@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.image import BandImage
 from pipeline_aud2studio.spectral import BandTransform
 
-from .config import AST_PATCH, TrainConfig, TrainingConfig
+from .config import AST_PATCH, OptimizerConfig, TrainingConfig
 from .muon import Muon
 from .objective import RestorationObjective
 
@@ -121,15 +122,15 @@ def build_objective(
 ENDS = ("conv_in.", "conv_out.", "embeddings.")
 
 
-def build_optimizer(train: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all parameters of a model."""
+def build_optimizer(train: OptimizerConfig, model: nn.Module, ends: Sequence[str] = ENDS) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of a model; Muon leaves those with one of `ends` in their name to AdamW."""
     betas = (train.adam_beta1, train.adam_beta2)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(
             model.parameters(), lr=train.lr, betas=betas, weight_decay=train.weight_decay, fused=True
         )
     named = list(model.named_parameters())
-    inside = [parameter.dim() >= 2 and not any(end in name for end in ENDS) for name, parameter in named]
+    inside = [parameter.dim() >= 2 and not any(end in name for end in ends) for name, parameter in named]
     matrices = [parameter for (_, parameter), is_inside in zip(named, inside, strict=True) if is_inside]
     others = [parameter for (_, parameter), is_inside in zip(named, inside, strict=True) if not is_inside]
     return Muon(matrices, others, lr=train.lr, betas=betas, weight_decay=train.weight_decay)

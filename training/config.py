@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,9 @@ class ConfigError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+Config = TypeVar("Config", bound=Section)
 
 
 class AudioConfig(Section):
@@ -108,39 +111,44 @@ class SchedulerConfig(Section):
     prediction_type: Literal["v_prediction", "sample"] = "v_prediction"  # zero terminal SNR excludes epsilon
 
 
-class TrainConfig(Section):
-    batch_size: PositiveInt = 8  # examples of one forward and backward pass and process, as in diffusers' scripts
-    micro_batch_size: PositiveInt | None = None  # the batch is computed in parts of this size; none: as memory allows
-    gradient_accumulation_steps: PositiveInt = 1  # batches per optimizer step
-    gradient_checkpointing: bool | None = None  # none: as memory allows
+class OptimizerConfig(Section):
+    """How weights are updated; the UNet's and the vocoder's training share it."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: AdamW for what is no matrix
     lr: PositiveFloat = 4e-4
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: NonNegativeInt = 200
     lr_decay_steps: PositiveInt | None = None  # cosine: the last steps that decay to zero; none: all after the warm-up
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: AdamW for what is no matrix
+    max_train_steps: PositiveInt | None = None
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: NonNegativeFloat = 0.01
     grad_clip: PositiveFloat = 1.0  # largest norm of the gradient
+
+    @model_validator(mode="after")
+    def _ends(self) -> OptimizerConfig:
+        if self.lr_schedule == "cosine" and self.max_train_steps is None:
+            raise ValueError("lr_schedule: cosine has to know max_train_steps")
+        return self
+
+
+class TrainConfig(OptimizerConfig):
+    batch_size: PositiveInt = 8  # examples of one forward and backward pass and process, as in diffusers' scripts
+    micro_batch_size: PositiveInt | None = None  # the batch is computed in parts of this size; none: as memory allows
+    gradient_accumulation_steps: PositiveInt = 1  # batches per optimizer step
+    gradient_checkpointing: bool | None = None  # none: as memory allows
     ema: bool = True
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: PositiveFloat | None = None  # min-SNR weighting of the diffusion loss (Hang et al. 2023); none: off
     epochs: PositiveInt = (
         100  # passes over the training examples, unless max_train_steps or max_train_minutes is reached before
     )
-    max_train_steps: PositiveInt | None = None
     max_train_minutes: PositiveFloat | None = None  # counted over all resumed runs
     mixed_precision: MixedPrecision = "no"
     cpu_threads: PositiveInt | None = None  # threads a process on a CPU; none: all cores, shared among the processes
     checkpointing_steps: PositiveInt | None = None
     checkpointing_minutes: PositiveFloat = 10.0
     checkpoints_total_limit: PositiveInt | None = 2
-
-    @model_validator(mode="after")
-    def _ends(self) -> TrainConfig:
-        if self.lr_schedule == "cosine" and self.max_train_steps is None:
-            raise ValueError("lr_schedule: cosine has to know max_train_steps")
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -273,6 +281,11 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainingConf
     Raises:
         ConfigError: If the file cannot be read, a key is unknown or a value is bad. The message names the keys.
     """
+    return parse_config(read_values(path, overrides), source=str(path))
+
+
+def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested mapping of a YAML file with its overrides, not yet checked; see :func:`load_config`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -284,15 +297,20 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainingConf
         raise ConfigError(f"{path} has to hold keys and values, not a {type(values).__name__}")
     for override in overrides:
         _apply(override, values)
-    return parse_config(values, source=str(path))
+    return values
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> TrainingConfig:
     """Checks a nested mapping; `source` is named in errors."""
+    return parse_as(TrainingConfig, values, source)
+
+
+def parse_as(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Checks a nested mapping against a model of a configuration; `source` is named in errors."""
     try:
-        return TrainingConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [_explain(detail, kind) for detail in error.errors()]
         raise ConfigError(f"{source}: {'; '.join(lines)}") from None
 
 
@@ -314,12 +332,12 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         raise ConfigError(f"'{override}': the value is not YAML: {error}") from error
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
     """One line for one of pydantic's errors: the key, what is wrong, and for an unknown key the closest valid one."""
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {hint}"
@@ -329,8 +347,7 @@ def _explain(detail: Any) -> str:
     return f"{key}: {message}{given}" if key else f"{message}{given}"
 
 
-def _known_keys(sections: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = TrainingConfig
+def _known_keys(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
     for section in sections:
         model = _section_type(model.model_fields[section].annotation)
     extra = ["fp16"] if model is TrainConfig else []

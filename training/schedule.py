@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from .config import TrainConfig
+from .config import OptimizerConfig
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
-def learning_rate(step: int, train: TrainConfig) -> float:
+def learning_rate(step: int, train: OptimizerConfig) -> float:
     """Learning rate of the optimizer step `step`, counted from 0.
 
     A linear warm-up over `lr_warmup_steps`, then constant; with `lr_schedule: cosine` the last `lr_decay_steps` go

@@ -353,7 +353,11 @@ class Trainer:
         scores = {f"validation/{name}": value for name, value in report.scores.items()}
         self.accelerator.log(scores, step=self.step)
         self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **scores})
-        write_pictures(self.accelerator.trackers, pipeline, self.clips, report, self.step)
+        pictured = (
+            {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
+            for clip, restored in zip(self.clips, report.restored, strict=True)
+        )
+        write_pictures(self.accelerator.trackers, pipeline.transform, pictured, self.step)
         tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in report.scores.items()))
         score = report.scores.get(BEST_BY)
         if score is not None and (self.best is None or score > self.best):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.spectral import BandTransform
 
 from . import metrics
 from .config import TrainingConfig
@@ -121,11 +123,10 @@ def _means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in collected])) for name in (collected[0] if collected else {})}
 
 
-def mel_picture(pipeline: Aud2StudioPipeline, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+def mel_picture(transform: BandTransform, waveforms: Iterable[np.ndarray]) -> np.ndarray:
     """Log-mels of `waveforms` (samples), one above the other: RGB (height, width, 3), 0 to 255."""
     from matplotlib import colormaps  # slow to import, and only validation needs it
 
-    transform = pipeline.transform
     mels = [transform.log_mel(transform.stft(torch.from_numpy(waveform))).flip(0).numpy() for waveform in waveforms]
     mel = np.concatenate(mels)
     low, high = np.quantile(mel, [0.02, 0.998])
@@ -134,19 +135,22 @@ def mel_picture(pipeline: Aud2StudioPipeline, waveforms: Sequence[np.ndarray]) -
 
 
 def write_pictures(
-    trackers: Sequence[Any], pipeline: Aud2StudioPipeline, clips: Sequence[Clip], report: Report, step: int
+    trackers: Sequence[Any], transform: BandTransform, clips: Iterable[Mapping[str, np.ndarray]], step: int
 ) -> None:
-    """Shows recording, restored and clean spectrograms in every tracker, and plays them where it is TensorBoard."""
-    for number, (clip, restored) in enumerate(zip(clips[:PICTURED_CLIPS], report.restored, strict=False)):
-        picture = mel_picture(pipeline, [clip.takes[0], restored, clip.clean])
-        heard = {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
+    """Shows spectrograms of the first clips in every tracker, and plays them where it is TensorBoard.
+
+    Args:
+        clips: The waveforms (samples) of every clip by name, to be shown one above the other.
+    """
+    for number, clip in enumerate(itertools.islice(clips, PICTURED_CLIPS)):
+        picture = mel_picture(transform, clip.values())
         for tracker in trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image(f"validation/{number}", picture, step, dataformats="HWC")
-                for name, waveform in heard.items():
+                for name, waveform in clip.items():
                     level = max(1.0, float(np.abs(waveform).max()))
                     tracker.writer.add_audio(
-                        f"validation/{number}/{name}", waveform[None] / level, step, pipeline.config.sample_rate
+                        f"validation/{number}/{name}", waveform[None] / level, step, transform.sample_rate
                     )
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({f"validation/{number}": picture[None]}, step=step)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from .config import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from .config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimizerConfig,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    parse_as,
+    read_values,
+)
 
 
 class FrontEndConfig(Section):
@@ -49,25 +58,53 @@ class GeneratorConfig(Section):
         return self
 
 
-class VocoderTrainConfig(Section):
+class DiscriminatorConfig(Section):
+    """The discriminators' sizes; the defaults are BigVGAN's."""
+
+    periods: tuple[PositiveInt, ...] = (2, 3, 5, 7, 11)
+    period_channels: PositiveInt = 32  # of the first layer; later ones have up to 32 times as many
+    resolutions: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (  # n_fft, hop, window
+        (1024, 120, 600),
+        (2048, 240, 1200),
+        (512, 50, 240),
+    )
+    resolution_channels: PositiveInt = 32
+    lr: PositiveFloat = 1e-4  # of AdamW, with the betas, the warm-up and the decay of the train section
+
+    @model_validator(mode="after")
+    def _fits(self) -> DiscriminatorConfig:
+        if not self.periods and not self.resolutions:
+            raise ValueError("there have to be periods or resolutions; without discriminators: loss.adversarial: 0")
+        if wrong := [size for size in self.resolutions if not size[1] <= size[2] <= size[0]]:
+            raise ValueError(f"resolutions {wrong} are no (n_fft, hop, window) with hop <= window <= n_fft")
+        return self
+
+
+class VocoderTrainConfig(OptimizerConfig):
     crop_frames: Annotated[int, Field(ge=8)] = 32  # mel frames of an example
     batch_size: PositiveInt = 8
     lr: PositiveFloat = 1e-3
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
     lr_warmup_steps: NonNegativeInt = 100
+    max_train_steps: PositiveInt = 5000
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: NonNegativeFloat = 0.0
-    grad_clip: PositiveFloat = 10.0  # largest norm of the gradient
+    grad_clip: PositiveFloat = 10.0  # largest norm of the gradient, of the generator and of the discriminators
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    max_train_steps: PositiveInt = 5000  # the learning rate decays to zero (cosine) towards this step
     checkpointing_minutes: PositiveFloat = 10.0
     checkpoints_total_limit: PositiveInt = 2
     cpu_threads: PositiveInt | None = None  # none: as OMP_NUM_THREADS says, or all cores
 
 
 class VocoderLossConfig(Section):
-    mel: NonNegativeFloat = 1.0  # L1 of log-mels at several resolutions
+    mel: NonNegativeFloat = 1.0  # L1 of log-mels in nats, the mean over the front end's and these resolutions
+    mel_resolutions: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (  # n_fft, hop, bands
+        (512, 128, 64),
+        (2048, 512, 128),
+    )
     mr_stft: NonNegativeFloat = 1.0  # auraloss' spectral convergence and L1 of log magnitudes
+    adversarial: NonNegativeFloat = 0.0  # least squares, the sum over the discriminators; 0: there are none
+    feature_matching: NonNegativeFloat = 2.0  # the sum over the discriminators' layers
 
 
 class VocoderDataConfig(Section):
@@ -75,11 +112,18 @@ class VocoderDataConfig(Section):
     min_level_db: float = -45.0  # RMS that an example is brought to, dB below full scale, uniform
     max_level_db: float = -12.0
     num_threads: PositiveInt = 1  # threads that decode music ahead
+    # Fine-tuning: mels that a pipeline restores from degraded recordings, instead of the mels of clean music.
+    restored_from: Path | None = None  # folder of the pipeline
+    restored_steps: PositiveInt = 1  # of its sampling; 1 is a prediction from pure noise
+    memmap_dir: Path | None = None  # pairs that make_synth_pairs rendered ahead
+    validation_pairs: Path | None = None  # folder of such pairs
 
     @model_validator(mode="after")
     def _fits(self) -> VocoderDataConfig:
         if not self.min_level_db <= self.max_level_db <= 0:
             raise ValueError("levels need min_level_db <= max_level_db <= 0")
+        if self.restored_from is not None and (self.memmap_dir is None or self.validation_pairs is None):
+            raise ValueError("restored_from needs recordings to restore: set memmap_dir and validation_pairs")
         return self
 
 
@@ -96,6 +140,7 @@ class VocoderConfig(Section):
     model: GeneratorConfig = Field(default_factory=GeneratorConfig)
     train: VocoderTrainConfig = Field(default_factory=VocoderTrainConfig)
     loss: VocoderLossConfig = Field(default_factory=VocoderLossConfig)
+    discriminator: DiscriminatorConfig = Field(default_factory=DiscriminatorConfig)
     data: VocoderDataConfig = Field(default_factory=VocoderDataConfig)
     eval: VocoderEvalConfig = Field(default_factory=VocoderEvalConfig)
 
@@ -106,22 +151,14 @@ class VocoderConfig(Section):
             raise ValueError(
                 f"model.upsample_rates multiply to {product}, but have to give mel.hop_length ({self.mel.hop_length})"
             )
+        longest = max(n_fft for n_fft, _, _ in (*self.loss.mel_resolutions, *self.discriminator.resolutions))
+        if self.train.crop_frames * self.mel.hop_length <= longest // 2:
+            raise ValueError(
+                f"train.crop_frames ({self.train.crop_frames}) is shorter than half of an STFT of {longest} samples"
+            )
         return self
 
 
-def load_vocoder_config(path: Path | str) -> VocoderConfig:
-    """Reads a YAML file.
-
-    Raises:
-        ConfigError: If the file cannot be read, a key is unknown or a value is bad. The message names the keys.
-    """
-    try:
-        values: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        return VocoderConfig.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(problems)) from None
+def load_vocoder_config(path: Path | str, overrides: Sequence[str] = ()) -> VocoderConfig:
+    """Reads a YAML file; see `config.load_config`."""
+    return parse_as(VocoderConfig, read_values(path, overrides), source=str(path))

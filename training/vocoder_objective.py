@@ -11,13 +11,13 @@ from torch import nn
 
 from pipeline_aud2studio.spectral import BandTransform
 
-from .vocoder_config import FrontEndConfig, GeneratorConfig, VocoderConfig
+from .vocoder_config import FrontEndConfig, GeneratorConfig, VocoderConfig, VocoderLossConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # auraloss imports librosa lazily and warns of what it does not need
     from auraloss.freq import MultiResolutionSTFTLoss
 
-MEL_RESOLUTIONS = ((512, 128, 64), (2048, 512, 128))  # n_fft, hop, bands; beside those of the front end
+ENDS = ("conv_pre.", "conv_post.")  # where the generator meets bands and samples; no matrices for Muon
 
 
 def front_end(mel: FrontEndConfig) -> BandTransform:
@@ -71,26 +71,41 @@ class SpectralObjective(nn.Module):
 
     Args:
         transform: The front end.
-        mel_weight: Of the L1 distance of log-mels, the mean over several resolutions.
-        mr_stft_weight: Of auraloss' multi-resolution STFT loss.
+        config: The resolutions of the mels beside the front end's, and the weights of the losses.
     """
 
-    def __init__(self, transform: BandTransform, mel_weight: float, mr_stft_weight: float) -> None:
+    def __init__(self, transform: BandTransform, config: VocoderLossConfig) -> None:
         super().__init__()
-        self.transforms = [transform]
-        for n_fft, hop_length, n_mels in MEL_RESOLUTIONS:
-            self.transforms.append(BandTransform(transform.sample_rate, n_fft, hop_length, n_mels))
-        self.mel_weight, self.mr_stft_weight = mel_weight, mr_stft_weight
+        self.transforms, self.config = [transform], config
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # BigVGAN's bands of the lowest frequencies are narrower than a bin
+            for n_fft, hop_length, n_mels in config.mel_resolutions:
+                self.transforms.append(BandTransform(transform.sample_rate, n_fft, hop_length, n_mels))
         self.mr_stft = MultiResolutionSTFTLoss()
 
     def forward(self, vocoded: torch.Tensor, clean: torch.Tensor) -> dict[str, torch.Tensor]:
         """Losses by name; `loss` is their weighted sum."""
         mels = [log_mel_distance(vocoded, clean, transform) for transform in self.transforms]
-        mel = torch.stack(mels).mean()
-        mr_stft = self.mr_stft(vocoded[:, None], clean[:, None])
-        return {"mel": mel, "mr_stft": mr_stft, "loss": self.mel_weight * mel + self.mr_stft_weight * mr_stft}
+        losses = {"mel": torch.stack(mels).mean(), "mr_stft": self.mr_stft(vocoded[:, None], clean[:, None])}
+        return {**losses, "loss": self.config.mel * losses["mel"] + self.config.mr_stft * losses["mr_stft"]}
 
 
 def log_mel_distance(first: torch.Tensor, second: torch.Tensor, transform: BandTransform) -> torch.Tensor:
     """Mean absolute difference of the log-mels of two waveforms (..., samples), in nats."""
     return nn.functional.l1_loss(transform.log_mel(transform.stft(first)), transform.log_mel(transform.stft(second)))
+
+
+@torch.inference_mode()
+def vocode(vocoder: MMAudioVocoder, mels: torch.Tensor) -> torch.Tensor:
+    """Waveforms (clips, samples) for log-mels (clips, bands, frames), one clip at a time to spare memory."""
+    device = next(vocoder.parameters()).device
+    return torch.stack([vocoder(mel[None].to(device)).sample[0, 0].cpu() for mel in mels])
+
+
+@torch.inference_mode()
+def distances(vocoded: torch.Tensor, clean: torch.Tensor, objective: SpectralObjective) -> dict[str, float]:
+    """Log-mel L1 (nats, front end's mel) and multi-resolution STFT distance of waveforms (clips, samples)."""
+    return {
+        "log_mel_l1": float(log_mel_distance(vocoded, clean, objective.transforms[0])),
+        "mr_stft": float(objective.mr_stft(vocoded[:, None], clean[:, None])),
+    }

@@ -15,14 +15,25 @@ from diffusers import MMAudioVocoder
 from safetensors.torch import load_file
 
 from pipeline_aud2studio.spectral import BandTransform
+from training.build import build_optimizer
 from training.config import ConfigError
 from training.griffin_lim import griffin_lim, magnitudes_from_log_mel
 from training.jsonl import read_rows
+from training.schedule import learning_rate
 from training.sources import Roots
-from training.train_vocoder import VocoderTrainer, learning_rate, main
-from training.vocoder_config import VocoderConfig, VocoderTrainConfig, load_vocoder_config
+from training.train_vocoder import main
+from training.vocoder_config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
 from training.vocoder_data import MusicCrops, batches
-from training.vocoder_objective import SpectralObjective, build_vocoder, front_end, log_mel_distance
+from training.vocoder_examples import CleanMels
+from training.vocoder_objective import (
+    ENDS,
+    SpectralObjective,
+    build_vocoder,
+    front_end,
+    generator_arguments,
+    log_mel_distance,
+)
+from training.vocoder_trainer import VocoderTrainer
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SAMPLE_RATE = 44_100
@@ -95,6 +106,10 @@ def test_shipped_configuration_is_bigvgan_on_nvidias_mel() -> None:
         ({"model": {"upsample_rates": [4, 4]}}, "mel.hop_length"),
         ({"model": {"upsample_rates": [2] * 8, "upsample_initial_channel": 100}}, "multiple of 256"),
         ({"data": {"min_level_db": -10.0, "max_level_db": -20.0}}, "min_level_db"),
+        ({"data": {"restored_from": "pipeline"}}, "memmap_dir and validation_pairs"),
+        ({"discriminator": {"periods": [], "resolutions": []}}, "periods or resolutions"),
+        ({"discriminator": {"resolutions": [[512, 128, 600]]}}, "hop <= window <= n_fft"),
+        ({"train": {"crop_frames": 8}, "loss": {"mel_resolutions": [[4096, 1024, 64]]}}, "crop_frames .8. is shorter"),
     ],
 )
 def test_bad_configuration_names_the_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -104,13 +119,52 @@ def test_bad_configuration_names_the_key(tmp_path: Path, change: dict[str, Any],
         load_vocoder_config(path)
 
 
-def test_learning_rate_warms_up_and_decays() -> None:
-    train = VocoderTrainConfig(lr=1e-3, lr_warmup_steps=10, max_train_steps=110)
+def test_second_phase_goes_on_with_the_firsts_model() -> None:
+    first = load_vocoder_config(CONFIGS / "vocoder_tiny.yaml")
+    second = load_vocoder_config(CONFIGS / "vocoder_tiny_adversarial.yaml")
+    assert (first.model, first.mel) == (second.model, second.mel)
+    assert first.loss.adversarial == 0 and second.loss.adversarial == 1
+
+
+def test_overrides_replace_values_of_the_file() -> None:
+    path = CONFIGS / "vocoder_tiny.yaml"
+    config = load_vocoder_config(path, ["loss.adversarial=0.5", "train.optimizer=adamw"])
+    assert (config.loss.adversarial, config.train.optimizer) == (0.5, "adamw")
+    with pytest.raises(ConfigError, match="did you mean 'adversarial'"):
+        load_vocoder_config(path, ["loss.adversial=1"])
+
+
+def test_full_size_is_nvidias() -> None:
+    config = load_vocoder_config(CONFIGS / "vocoder_44khz_128band_256x.yaml")
+    with torch.device("meta"):
+        vocoder = MMAudioVocoder(num_mels=config.mel.n_mels, **generator_arguments(config.model))
+    # NVIDIA's table has 112 M for it (122 M are the 512x model's).
+    assert sum(parameter.numel() for parameter in vocoder.parameters()) == pytest.approx(112e6, rel=0.01)
+    assert tuple(vocoder.config.upsample_kernel_sizes) == (8, 8, 4, 4, 4, 4)
+    assert config.train.crop_frames * config.mel.hop_length == 65536
+    assert config.loss.mel == pytest.approx(15 * 7 / math.log(10), rel=1e-3)
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    train = VocoderTrainConfig(lr=1e-3, lr_warmup_steps=10, max_train_steps=110, lr_decay_steps=20)
     rates = [learning_rate(step, train) for step in range(111)]
     assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == pytest.approx(1e-3)
-    assert rates[60] == pytest.approx(0.5e-3)
+    assert rates[9] == rates[60] == rates[90] == pytest.approx(1e-3)
+    assert rates[100] == pytest.approx(0.5e-3)
     assert rates[110] == pytest.approx(0.0)
+
+
+def test_muon_gets_the_inner_convolutions() -> None:
+    config = load_vocoder_config(CONFIGS / "vocoder_tiny.yaml")
+    vocoder = build_vocoder(config)
+    muon, adamw = build_optimizer(config.train, vocoder, ENDS).param_groups
+    names = {id(parameter): name for name, parameter in vocoder.named_parameters()}
+    inner, outer = ({names[id(parameter)] for parameter in group["params"]} for group in (muon, adamw))
+    assert len(inner) + len(outer) == len(names)
+    assert {"conv_pre.weight", "conv_post.weight", "conv_pre.bias"} <= outer
+    assert all(name.startswith(("ups.", "resblocks.")) and name.endswith(".weight") for name in inner)
+    # Four stages of one transposed convolution and three pairs of convolutions.
+    assert len(inner) == 4 * (1 + 6)
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
@@ -176,7 +230,7 @@ def test_griffin_lim_is_close_to_the_mel() -> None:
 def test_losses_vanish_for_the_clean_waveform_and_measure_a_gain() -> None:
     transform = BandTransform()
     clean = music(0.5)[None]
-    objective = SpectralObjective(transform, mel_weight=2.0, mr_stft_weight=0.5)
+    objective = SpectralObjective(transform, VocoderLossConfig(mel=2.0, mr_stft=0.5))
     same, louder = objective(clean, clean), objective(2 * clean, clean)
     assert float(same["loss"]) == pytest.approx(0.0, abs=1e-5)
     # Twice the waveform: ln 2 in every band, and in auraloss 1 of convergence and ln 2 of log magnitude.
@@ -239,29 +293,34 @@ def test_export_is_the_average_and_loads_as_a_component(tmp_path: Path, config: 
     assert max(float((a - b.detach()).abs().max()) for a, b in zip(expected, trained, strict=True)) > 0
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     scores = [row["validation/log_mel_l1"] for row in rows if "validation/log_mel_l1" in row]
-    mels = trainer.transform.log_mel(trainer.transform.stft(trainer.clips))
+    mels, clean = trainer.examples.clips
     with torch.inference_mode():
         vocoded = exported(mels).sample[:, 0]
-    assert float(log_mel_distance(vocoded, trainer.clips, trainer.transform)) == pytest.approx(min(scores), abs=1e-4)
+    assert float(log_mel_distance(vocoded, clean, trainer.transform)) == pytest.approx(min(scores), abs=1e-4)
+    latest = list(MMAudioVocoder.from_pretrained(tmp_path / "latest").parameters())
+    assert all(torch.equal(a, b) for a, b in zip(expected, latest, strict=True))
 
 
-def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any]) -> None:
-    values["train"] |= {"max_train_steps": 60, "lr": 3e-3, "lr_warmup_steps": 2}
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any], optimizer: str) -> None:
+    values["train"] |= {"max_train_steps": 60, "lr": 3e-3, "lr_warmup_steps": 2, "optimizer": optimizer}
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path)
-    batch = torch.from_numpy(np.stack([trainer.crops[0], trainer.crops[1]]))
-    losses = [trainer.train_step(batch)["loss"] for _ in range(20)]
+    assert trainer.discriminators is None
+    example = next(trainer.examples.batches(0, 1))
+    losses = [trainer.train_step(example)["loss"] for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:2])
 
 
-def test_mel_of_the_step_is_the_front_ends(config: VocoderConfig, corpus: Roots) -> None:
+def test_mel_of_an_example_is_the_front_ends(config: VocoderConfig, corpus: Roots) -> None:
     """The crop's real neighbours stand where a whole file's mel would have them."""
     transform = front_end(config.mel)
     waveform = music(0.5)
     whole = transform.log_mel(transform.stft(waveform))
     start, frames = 10, 16
-    crop = waveform[start * 256 - transform.pad : (start + frames) * 256 + transform.pad]
-    cut = transform.log_mel(transform.stft_of_padded(crop[None]))[0]
-    torch.testing.assert_close(cut, whole[:, start : start + frames], rtol=0, atol=1e-4)
+    padded = waveform[start * 256 - transform.pad : (start + frames) * 256 + transform.pad]
+    cut = CleanMels(config, transform, torch.device("cpu")).example(padded[None])
+    torch.testing.assert_close(cut.mel[0], whole[:, start : start + frames], rtol=0, atol=1e-4)
+    torch.testing.assert_close(cut.clean[0], waveform[start * 256 : (start + frames) * 256], rtol=0, atol=0)
 
 
 def test_command_line_reports_errors_in_one_line(
@@ -273,6 +332,8 @@ def test_command_line_reports_errors_in_one_line(
     for wrong, message in (
         (["--clean_music_dir", str(tmp_path / "nothing")], "inventory.jsonl does not exist"),
         (["--resume_from_checkpoint", "checkpoint-7"], "no checkpoint checkpoint-7"),
+        (["--init_from", str(tmp_path)], "no exported vocoder"),
+        (["--set", "train.lr=fast"], "train.lr"),
     ):
         assert main([*options, *wrong]) == 2
         error = capsys.readouterr().err

@@ -1,0 +1,223 @@
+"""What the vocoder is trained and validated on: mels of clean music, or mels that a pipeline restored."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.conditioning import condition_tokens
+from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
+
+from .data import make_loader
+from .jsonl import read_rows
+from .schedule import step_seed
+from .vocoder_config import VocoderConfig
+from .vocoder_data import MusicCrops, batches
+
+VALIDATION_SEED = 1
+VALIDATION_LEVEL_DB = -23.0
+
+
+class Example(NamedTuple):
+    """What the vocoder gets, and what it is to make of it."""
+
+    mel: torch.Tensor  # (batch, bands, frames), log
+    clean: torch.Tensor  # (batch, frames * hop)
+
+
+class Examples(Protocol):
+    """Batches for every step of a run, and the clips it is validated on."""
+
+    clips: Example
+
+    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
+        """The batches of the steps `first` to `last` - 1, the same ones whenever they are drawn."""
+
+    def state_dict(self) -> dict[str, int]:
+        """What has to be kept to go on after the last batch that was handed out."""
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes back to where :meth:`state_dict` was called."""
+
+
+class CleanMels:
+    """Mels of crops of clean music, see :class:`MusicCrops`.
+
+    Raises:
+        ValueError: If there is no music, or none that is long enough.
+    """
+
+    def __init__(self, config: VocoderConfig, transform: BandTransform, device: torch.device) -> None:
+        self.config, self.transform, self.device = config, transform, device
+        root = config.data.clean_music_dir
+        tracks: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+        for row in read_rows(root / "inventory.jsonl"):
+            tracks.setdefault(row["split"], []).append(row)
+        if empty := [split for split in ("train", "validation") if not tracks[split]]:
+            raise ValueError(f"The inventory of {root} has no tracks of the split {empty[0]!r}.")
+        mel = config.mel
+        num_samples = config.train.crop_frames * mel.hop_length + 2 * transform.pad
+        levels = (config.data.min_level_db, config.data.max_level_db)
+        self.crops = MusicCrops(tracks["train"], root, num_samples, mel.sample_rate, config.seed, levels)
+        clip_frames = math.ceil(config.eval.clip_seconds * mel.sample_rate / mel.hop_length)
+        clips = MusicCrops(
+            tracks["validation"],
+            root,
+            clip_frames * mel.hop_length,
+            mel.sample_rate,
+            VALIDATION_SEED,
+            (VALIDATION_LEVEL_DB, VALIDATION_LEVEL_DB),
+        )
+        clean = next(batches(clips, 0, 1, config.eval.num_clips, num_threads=1))
+        self.clips = Example(transform.log_mel(transform.stft(clean)), clean)
+
+    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
+        stream = batches(self.crops, first, last, self.config.train.batch_size, self.config.data.num_threads)
+        with closing(stream):
+            for batch in stream:
+                yield self.example(batch.to(self.device))
+
+    def example(self, padded: torch.Tensor) -> Example:
+        """The example of crops (batch, pad + frames * hop + pad), whose neighbours stand where a mel would reflect."""
+        mel = self.transform.log_mel(self.transform.stft_of_padded(padded))
+        return Example(mel, padded[:, self.transform.pad : -self.transform.pad])
+
+    def state_dict(self) -> dict[str, int]:
+        return {}  # the number of the step says it all
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        if state:
+            raise ValueError("the checkpoint is of a run on restored mels: set data.restored_from as it had it")
+
+
+class RestoredMels:
+    """Mels that a pipeline restores from rendered recordings, with the clean music at the recording's level.
+
+    Level: `training.data.make_example` brings recording and clean excerpt to the same level, and on such pairs the
+    pipeline's mels were trained. So the clean waveform is already at the level of the restored mel.
+
+    Every example is a crop from one chunk of the pipeline; a validation clip is a whole chunk.
+
+    Raises:
+        ValueError: If there is no pipeline, or its mel is not the configured one, or there are no pairs.
+    """
+
+    def __init__(self, config: VocoderConfig, transform: BandTransform, device: torch.device) -> None:
+        data = config.data
+        if data.restored_from is None or not (data.restored_from / "model_index.json").is_file():
+            raise ValueError(f"data.restored_from: {data.restored_from} is not the folder of a pipeline")
+        self.pipeline = Aud2StudioPipeline.from_pretrained(data.restored_from, vocoder=None).to(device)
+        check_front_end(self.pipeline, config)
+        self.config, self.transform, self.device = config, transform, device
+        if config.train.crop_frames > self.pipeline.chunk_frames:
+            raise ValueError(
+                f"train.crop_frames ({config.train.crop_frames}) is more than the {self.pipeline.chunk_frames} frames "
+                "that the pipeline of data.restored_from restores at a time"
+            )
+        chunk_seconds = self.pipeline.chunk_frames * config.mel.hop_length / config.mel.sample_rate
+        common: dict[str, Any] = {
+            "clip_seconds": chunk_seconds,
+            "sample_rate": config.mel.sample_rate,
+            "slots": self.pipeline.max_recordings,
+        }
+        self.loader = make_loader(
+            str(data.memmap_dir), batch_size=config.train.batch_size, shuffle_seed=config.seed, **common
+        )
+        validation = make_loader(str(data.validation_pairs), batch_size=1, epochs=1, **common)
+        clips = [
+            self._restored(batch, VALIDATION_SEED) for batch in itertools.islice(validation, config.eval.num_clips)
+        ]
+        self.clips = Example(*(torch.cat(parts).cpu() for parts in zip(*clips, strict=True)))
+
+    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
+        hop, frames = self.config.mel.hop_length, self.config.train.crop_frames
+        for step, batch in zip(range(first, last), self.loader, strict=False):
+            seed = step_seed(self.config.seed, step, 0, 0)
+            chunks = self._restored(batch, seed)
+            starts = np.random.default_rng(seed).integers(chunks.mel.shape[-1] - frames + 1, size=len(chunks.mel))
+            yield Example(
+                torch.stack([mel[:, at : at + frames] for mel, at in zip(chunks.mel, starts, strict=True)]),
+                torch.stack(
+                    [clean[at * hop : (at + frames) * hop] for clean, at in zip(chunks.clean, starts, strict=True)]
+                ),
+            )
+
+    def _restored(self, batch: Mapping[str, Any], seed: int) -> Example:
+        """Whole chunks of a batch of pairs."""
+        generator = torch.Generator().manual_seed(seed)
+        mel = restored_log_mel(
+            self.pipeline,
+            batch["recordings"].to(self.device),
+            batch["num_slots"].to(self.device),
+            self.config.data.restored_steps,
+            generator,
+        )
+        return Example(mel, batch["clean"].to(self.device))
+
+    def state_dict(self) -> dict[str, int]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        if not state:
+            raise ValueError("the checkpoint is of a run on clean mels: --init_from starts a new run from its export")
+        self.loader.load_state_dict(state)
+
+
+def open_examples(config: VocoderConfig, transform: BandTransform, device: torch.device) -> Examples:
+    """What the configuration asks for."""
+    kind = CleanMels if config.data.restored_from is None else RestoredMels
+    return kind(config, transform, device)
+
+
+def check_front_end(pipeline: Aud2StudioPipeline, config: VocoderConfig) -> None:
+    """Refuses a pipeline whose mels are not those that the vocoder is trained on.
+
+    Raises:
+        ValueError: If a number differs; the message says which.
+    """
+    ours = config.mel.model_dump(exclude={"mean", "std"})
+    theirs = {name: pipeline.config[name] for name in ours}
+    for values in (ours, theirs):
+        values["fmax"] = values["fmax"] or values["sample_rate"] / 2
+    if wrong := [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if ours[name] != theirs[name]]:
+        raise ValueError(f"the pipeline of data.restored_from has another mel: {'; '.join(wrong)}")
+
+
+@torch.no_grad()
+def restored_log_mel(
+    pipeline: Aud2StudioPipeline,
+    recordings: torch.Tensor,
+    num_slots: torch.Tensor,
+    num_steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The log-mel (batch, bands, frames) that a pipeline's vocoder would get for single chunks.
+
+    Args:
+        recordings: (batch, slots, samples) at the normal level, a whole chunk long; zero where there is none.
+        num_slots: How many recordings there are (batch,).
+        num_steps: Of the sampling.
+        generator: Of the noise, on the CPU.
+    """
+    present = torch.arange(recordings.shape[1], device=recordings.device) < num_slots[:, None]
+    features = pipeline.image.features(pipeline.transform.stft(recordings), present)
+    tokens, mask = condition_tokens(pipeline.condition_encoder, features)
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(num_steps, device=recordings.device)
+    noise = torch.randn(features.log_mel[:, :1].shape, generator=generator).to(recordings.device)
+    latents = noise * scheduler.init_noise_sigma
+    extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        image = pipeline.image.assemble(scheduler.scale_model_input(latents, timestep), features)
+        output = pipeline.unet(image, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+        prediction, _ = pipeline.image.read(output, features)
+        latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+    return pipeline.image.corrected(latents, features)[:, 0].clamp_min(math.log(MEL_FLOOR))
