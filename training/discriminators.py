@@ -8,6 +8,7 @@ by ones of a constant-Q transform.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -31,7 +32,7 @@ class Judgement(NamedTuple):
     features: list[torch.Tensor]  # of every hidden layer (batch, channels, ...)
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, ABC):
     """Convolutions with leaky ReLUs in between.
 
     Args:
@@ -44,9 +45,9 @@ class Discriminator(nn.Module):
         self.hidden = nn.ModuleList(weight_norm(layer) for layer in hidden)
         self.last = weight_norm(last)
 
+    @abstractmethod
     def picture(self, waveform: torch.Tensor) -> torch.Tensor:
         """What the first layer sees (batch, 1, height, width) of waveforms (batch, samples)."""
-        raise NotImplementedError
 
     def forward(self, waveform: torch.Tensor) -> Judgement:
         """Judges waveforms (batch, samples)."""
