@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from .conditioning import FILM
 from .onnx_networks import INSTALL, MODEL
 from .pipeline import Aud2StudioPipeline
 
@@ -54,6 +55,11 @@ class _UNet(nn.Module):
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         return self.unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+
+
+class _FilmUNet(_UNet):
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, None, class_labels=class_labels, return_dict=False)[0]
 
 
 class _ConditionEncoder(nn.Module):
@@ -124,15 +130,17 @@ def networks(pipeline: Aud2StudioPipeline) -> dict[str, Network]:
         pipeline.chunk_frames // config.patch_size,
         generator=generator,
     )
-    tokens = torch.randn(2, 18, encoder.config.hidden_size, generator=generator)
+    is_film = unet.config.class_embed_type == FILM
+    width = (unet.config.projection_class_embeddings_input_dim,) if is_film else (18, encoder.config.hidden_size)
+    condition = {"class_labels" if is_film else "encoder_hidden_states": torch.randn(2, *width, generator=generator)}
     spectrogram = torch.randn(2, pipeline.chunk_frames, config.n_mels, generator=generator)
     log_mel = torch.randn(2, config.n_mels, 48, generator=generator)
     last = torch.tensor(pipeline.scheduler.config.num_train_timesteps - 1)
     return {
         "unet": Network(
-            _UNet(unet),
-            {"sample": image, "timestep": last, "encoder_hidden_states": tokens},
-            {"sample": (0,), "timestep": (), "encoder_hidden_states": (0, 1)},
+            _FilmUNet(unet) if is_film else _UNet(unet),
+            {"sample": image, "timestep": last, **condition},
+            {"sample": (0,), "timestep": (), **{name: tuple(range(len(width))) for name in condition}},
         ),
         "condition_encoder": Network(
             _ConditionEncoder(encoder), {"input_values": spectrogram}, {"input_values": (0,)}

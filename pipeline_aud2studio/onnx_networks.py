@@ -70,12 +70,15 @@ class OnnxUNet(OnnxNetwork):
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
     ) -> UNet2DConditionOutput:
         """See `UNet2DConditionModel.forward`. The mask has to be true everywhere: the file's network has none."""
-        assert encoder_attention_mask.all(), "the pipeline stacks the recordings that exist"
-        return UNet2DConditionOutput(sample=self.computed(sample, timestep.to(torch.int64), encoder_hidden_states))
+        assert encoder_attention_mask is None or encoder_attention_mask.all(), "the pipeline stacks what exists"
+        condition = class_labels if encoder_hidden_states is None else encoder_hidden_states
+        assert condition is not None
+        return UNet2DConditionOutput(sample=self.computed(sample, timestep.to(torch.int64), condition))
 
 
 class OnnxConditionEncoder(OnnxNetwork):

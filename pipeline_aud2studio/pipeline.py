@@ -21,7 +21,7 @@ from transformers import ASTModel
 
 from .audio import match_loudness, resample
 from .chunks import CrossFader, chunk_starts, frame_noise
-from .conditioning import condition_tokens
+from .conditioning import unet_condition
 from .image import BandImage, Features
 from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
@@ -428,9 +428,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
     def _sample(self, features: Features, starts: list[int], sampling: _Sampling, faithful: bool) -> torch.Tensor:
         """The denoising loop: gains (batch, slots, bands, frames) or log-mel (batch, bands, frames) of some chunks."""
-        # a. Condition tokens of every recording
-        tokens, mask = condition_tokens(self.condition_encoder, features)
-        tokens = tokens.to(self.unet.dtype)
+        # a. Condition of every recording
+        condition = unet_condition(self.unet, self.condition_encoder, features)
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
         device = self._execution_device
@@ -441,7 +440,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         for step, timestep in enumerate(self.scheduler.timesteps):
             noisy = self.scheduler.scale_model_input(latents, timestep)
             image = self.image.assemble(noisy, features).to(self.unet.dtype, memory_format=torch.channels_last)
-            output = self.unet(image, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+            output = self.unet(image, timestep, **condition).sample
             prediction, gains = self.image.read(output, features)
             if not faithful:
                 extra = self._step_noise(starts, features, sampling, step + 1)

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTModel
 
 from training.build import build_condition_encoder, build_unet
-from training.config import TrainingConfig, load_config
+from training.config import AST_PATCH, TrainingConfig, load_config
 from training.memory import CHECKPOINTED_SHARE, activation_bytes, plan_batches
 
 SECONDS = 10.0
@@ -117,16 +117,18 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _inputs(config: TrainingConfig, frames: int, batch: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _inputs(config: TrainingConfig, frames: int, batch: int, dtype: torch.dtype) -> dict[str, Any]:
     """A UNet call's tensors for one recording in mono, on the meta device."""
     model = config.model
     channels = (1 + 3 * model.max_recordings) * model.patch_size**2
-    tokens = config.chunk_frames // 16
+    tokens = 1 + config.mel.n_mels // AST_PATCH
     height, width = config.mel.n_mels // model.patch_size, frames // model.patch_size
+    condition = torch.empty(batch, tokens, model.conditioning_dim, dtype=dtype, device="meta")
     return {
         "sample": torch.empty(batch, channels, height, width, dtype=dtype, device="meta"),
         "timestep": torch.empty(batch, dtype=torch.long, device="meta"),
-        "encoder_hidden_states": torch.empty(batch, tokens, model.conditioning_dim, dtype=dtype, device="meta"),
+        "encoder_hidden_states": None if model.conditioning == "film" else condition,
+        "class_labels": condition.flatten(1) if model.conditioning == "film" else None,
     }
 
 

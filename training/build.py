@@ -17,6 +17,7 @@ from torch import nn
 from transformers import ASTConfig, ASTModel
 
 from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.conditioning import FILM
 from pipeline_aud2studio.image import BandImage
 from pipeline_aud2studio.spectral import BandTransform
 
@@ -28,27 +29,45 @@ SCHEDULERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMu
 
 
 def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
-    """A UNet on the patched band image, with cross-attention at the levels of `attention_resolutions`.
+    """A UNet on the patched band image, with attention at the levels of `attention_resolutions`.
 
-    Its last layer starts at zero: an untrained model predicts nothing and leaves the recording as it is.
+    That attention includes the condition's tokens; with `conditioning: film` it is among the image's pixels only, and
+    the condition scales and shifts the features of all levels. The last layer starts at zero: an untrained model
+    predicts nothing and leaves the recording as it is.
     """
     model = config.model
     pixel = model.patch_size**2
     attention = [factor in model.attention_resolutions for factor in model.level_factors]
-    heads = tuple(channels // min(channels, model.attention_head_dim) for channels in model.channels)
+    head_dims = tuple(min(channels, model.attention_head_dim) for channels in model.channels)
+    width = model.conditioning_dim
+    if model.conditioning == "film":
+        kind = "Attn"
+        conditioning: dict[str, Any] = {
+            "mid_block_type": "UNetMidBlock2D",
+            "attention_head_dim": head_dims,
+            "resnet_time_scale_shift": "scale_shift",
+            "class_embed_type": FILM,
+            "projection_class_embeddings_input_dim": (1 + config.mel.n_mels // AST_PATCH) * width,
+        }
+    else:
+        kind = "CrossAttn"
+        conditioning = {
+            # Diffusers' name for the number of heads of each level, where attention is to tokens.
+            "attention_head_dim": tuple(c // head_dim for c, head_dim in zip(model.channels, head_dims, strict=True)),
+            "cross_attention_dim": width,
+            "encoder_hid_dim": width,
+            "encoder_hid_dim_type": "text_proj",
+        }
     unet = UNet2DConditionModel(
         sample_size=(config.mel.n_mels // model.patch_size, config.chunk_frames // model.patch_size),
         in_channels=(1 + 3 * model.max_recordings) * pixel,
         out_channels=(1 + 2 * model.max_recordings) * pixel,
         block_out_channels=model.channels,
-        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
+        down_block_types=tuple(f"{kind}DownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        up_block_types=tuple(f"{kind}UpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
         layers_per_block=model.layers_per_block,
         norm_num_groups=model.norm_num_groups,
-        attention_head_dim=heads,  # diffusers' name for the number of heads of each level
-        cross_attention_dim=model.conditioning_dim,
-        encoder_hid_dim=model.conditioning_dim,
-        encoder_hid_dim_type="text_proj",
+        **conditioning,
     )
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)

@@ -66,7 +66,7 @@ class ModelConfig(Section):
     max_recordings: Annotated[int, Field(ge=1, le=8)] = 4
     max_gain: Annotated[float, Field(gt=1)] = 4.0  # bound of a complex band gain's magnitude
     overlap_frames: NonNegativeInt = 64  # frames that neighbouring chunks share at inference
-    conditioning: Literal["cross_attention"] = "cross_attention"
+    conditioning: Literal["cross_attention", "film"] = "cross_attention"  # film: scale and shift of every layer
     conditioning_dim: PositiveInt = 128  # width of the condition encoder
     conditioning_layers: PositiveInt = 2
     conditioning_heads: PositiveInt = 4

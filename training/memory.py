@@ -12,7 +12,10 @@ CHECKPOINTED_SHARE = 0.5
 
 
 def activation_bytes(config: TrainingConfig) -> int:
-    """What autograd keeps of one example's pass through the UNet, in bytes of float32, to within a fifth."""
+    """What autograd keeps of one example's pass through the UNet, in bytes of float32, to within a fifth.
+
+    With FiLM, whose attention is to fewer things, it is less.
+    """
     model = config.model
     layers = 2 * model.layers_per_block + 1  # down, and one more on the way up
     numbers = 0

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import ASTModel
 
-from pipeline_aud2studio.conditioning import condition_tokens
+from pipeline_aud2studio.conditioning import unet_condition
 from pipeline_aud2studio.image import BandImage
 
 from .losses import compressed_stft_loss, si_sdr_loss
@@ -104,8 +104,8 @@ class RestorationObjective(nn.Module):
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         image = self.image.assemble(noisy, features)
         with precision:
-            tokens, mask = condition_tokens(self.condition_encoder, features)
-            output = self.unet(image, timesteps, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+            condition = unet_condition(self.unet, self.condition_encoder, features)
+            output = self.unet(image, timesteps, **condition).sample
         prediction, gains = self.image.read(output, features)
 
         predictive = predictive.to(target.device)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,8 @@ def schedule(prediction_type: str = "v_prediction") -> DDPMScheduler:
 
 class RecordingUNet(nn.Module):
     """Answers with a constant and remembers what it was asked."""
+
+    dtype, config = torch.float32, SimpleNamespace(class_embed_type=None)
 
     def forward(self, image, timesteps, encoder_hidden_states, encoder_attention_mask):
         self.image, self.timesteps, self.mask = image, timesteps, encoder_attention_mask
