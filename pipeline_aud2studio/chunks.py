@@ -1,8 +1,13 @@
-"""Long recordings in pieces: where chunks start, how they cross-fade, and noise that does not depend on the grid."""
+"""Long recordings in pieces: where chunks start, how they cross-fade, noise that does not depend on the grid, and how
+spectra that come in pieces become a waveform."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
+
+from .spectral import BandTransform
 
 NOISE_BLOCK = 64  # frames that are drawn from one seed
 
@@ -45,6 +50,36 @@ class CrossFader:
             chunk = torch.cat([self._tail * (1 - ramp) + chunk[..., :overlap] * ramp, chunk[..., overlap:]], dim=-1)
         self._tail = chunk[..., self.chunk_frames - overlap :]
         return chunk[..., : self.num_frames - first] if last else chunk[..., : self.chunk_frames - overlap]
+
+
+def overlap_added(
+    transform: BandTransform, parts: Iterable[tuple[int, torch.Tensor]], num_samples: int, num_done: int = 0
+) -> Iterator[torch.Tensor]:
+    """Waveform (rows, samples) piece by piece of spectra that come in parts, as `transform.istft` has it of the whole.
+
+    Args:
+        parts: First frame and spectrum (rows, bins, frames), one after the other, up to the last frame.
+        num_samples: Length of the whole.
+        num_done: Sample to begin with; the first part begins early enough for it.
+    """
+    hop, pad = transform.hop_length, transform.pad
+    # What a later part will add to: samples after the frames so far.
+    tail, tail_energy = torch.zeros(1, 2 * pad), torch.zeros(2 * pad)
+    wanted = num_samples - num_done  # what is still to be yielded
+    skipped: int | None = None  # the reflected beginning, and what was done before
+    for first, spectrum in parts:
+        skipped = pad + num_done - first * hop if skipped is None else skipped
+        samples, energy = (part.cpu() for part in transform.overlap_add(spectrum))
+        samples[:, : 2 * pad] += tail
+        energy[: 2 * pad] += tail_energy
+        final = spectrum.shape[-1] * hop
+        if first + spectrum.shape[-1] >= transform.num_frames(num_samples):
+            final = samples.shape[-1]
+        tail, tail_energy = samples[:, final:], energy[final:]
+        block = (samples[:, :final] / energy[:final].clamp_min(1e-8))[:, skipped : skipped + wanted]
+        skipped, wanted = max(skipped - final, 0), wanted - block.shape[-1]
+        if block.shape[-1]:
+            yield block
 
 
 def frame_noise(seed: int, step: int, n_mels: int, first: int, num_frames: int) -> torch.Tensor:

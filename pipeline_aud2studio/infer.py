@@ -106,7 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--reconstruction",
         choices=("faithful", "vocoder", "blend"),
         default="faithful",
-        help="filter what was recorded, or synthesise it anew (default: %(default)s)",
+        help="filter what was recorded, synthesise it anew, or synthesise only what the recording has not"
+        " (default: %(default)s)",
     )
     add("--steps", type=_within(int, 1, 1000), help="denoising steps (default: the checkpoint's)")
     add("--scheduler", choices=tuple(SCHEDULERS), help="default: the checkpoint's")
@@ -150,11 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises a ValueError for options that do not go together."""
-    if args.reconstruction == "blend":
-        raise ValueError("--reconstruction blend is not there yet: use faithful or vocoder")
     if args.reconstruction == "vocoder" and args.dryness < 1:
         raise ValueError(
-            "--dryness mixes in phase, and the vocoder's phase is its own: use faithful, or leave it at 1"
+            "--dryness mixes in phase, and the vocoder's phase is its own: use faithful or blend, or leave it at 1"
         )
     if args.reference is not None:
         if args.aligned:

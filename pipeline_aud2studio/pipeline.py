@@ -20,7 +20,8 @@ from diffusers.utils import logging, replace_example_docstring
 from transformers import ASTModel
 
 from .audio import match_loudness, resample
-from .chunks import CrossFader, chunk_starts, frame_noise
+from .blending import blended_parts, block_of
+from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
 from .image import BandImage, Features
 from .precision import finite_or_again
@@ -31,7 +32,7 @@ from .vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, vocode_parts
 
 logger = logging.get_logger(__name__)
 
-RECONSTRUCTIONS = ("faithful", "vocoder")
+RECONSTRUCTIONS = ("faithful", "vocoder", "blend")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -144,7 +145,9 @@ class Aud2StudioPipeline(DiffusionPipeline):
         if not 0 <= dryness <= 1:
             raise ValueError(f"`dryness` has to be within 0 (the input) and 1 (fully restored), got {dryness}.")
         if dryness < 1 and reconstruction == "vocoder":
-            raise ValueError("`dryness` mixes in phase, and the vocoder's phase is its own: use `faithful`, or 1.")
+            raise ValueError(
+                "`dryness` mixes in phase, and the vocoder's phase is its own: use `faithful` or `blend`, or 1."
+            )
         if batch_size < 1:
             raise ValueError(f"`batch_size` has to be at least 1, got {batch_size}.")
         if output_type not in ("np", "pt"):
@@ -184,8 +187,9 @@ class Aud2StudioPipeline(DiffusionPipeline):
                 Denoising steps of the mel that the vocoder gets. The faithful read-out takes its gains from the first
                 one, where they were trained, and needs no more than that.
             reconstruction (`str`):
-                `"faithful"` filters what was recorded; `"vocoder"` synthesises the restored mel anew.
-            dryness (`float`): 1 is fully restored, 0 the input, mixed in phase. `faithful` only.
+                `"faithful"` filters what was recorded; `"vocoder"` synthesises the restored mel anew; `"blend"` is
+                faithful, and the vocoder in the bands and at the times in which the recording has nothing.
+            dryness (`float`): 1 is fully restored, 0 the input, mixed in phase. Not with `vocoder`.
             generator (`torch.Generator`, *optional*): Source of the noise's seed, for repeatable results.
             latents (`torch.Tensor`, *optional*):
                 Initial noise `(rows, 1, n_mels, frames)` instead of drawn noise; a row is a channel of a batch item.
@@ -315,8 +319,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
         slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
         transform = self.transform
         padded = Padded(takes, transform.num_frames(num_samples), transform.hop_length, transform.pad)
-        read_out = self._faithful if reconstruction == "faithful" else self._vocoded
-        for block in read_out(padded, slots, num_samples, batch_size, sampling, num_done):
+        read_outs = {"faithful": self._faithful, "vocoder": self._vocoded, "blend": self._blended}
+        for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling, num_done):
             yield block.cpu().numpy()
 
     def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
@@ -336,27 +340,10 @@ class Aud2StudioPipeline(DiffusionPipeline):
         num_done: int,
     ) -> Iterator[torch.Tensor]:
         """Filters the recordings by the complex band gains and adds them up: (rows, samples) piece by piece."""
-        hop, pad = self.transform.hop_length, self.transform.pad
-        needed = max(num_done - pad, 0) // hop  # the first frame that sounds in what is to be yielded
-        # What a later block will add to: samples after the frames so far.
-        tail, tail_energy = torch.zeros(len(slots), 2 * pad), torch.zeros(2 * pad)
-        wanted = num_samples - num_done  # what is still to be yielded
-        skipped: int | None = None  # the reflected beginning, and what was done before
-        for first, gains in self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, True):
-            skipped = pad + num_done - first * hop if skipped is None else skipped
-            stft = self._stft(padded, first, gains.shape[-1], slots)
-            filtered = (self.transform.spread(gains) * stft).sum(1)  # (rows, bins, frames)
-            samples, energy = (part.cpu() for part in self.transform.overlap_add(filtered))
-            samples[:, : 2 * pad] += tail
-            energy[: 2 * pad] += tail_energy
-            final = gains.shape[-1] * hop
-            if first + gains.shape[-1] >= self.transform.num_frames(num_samples):
-                final = samples.shape[-1]
-            tail, tail_energy = samples[:, final:], energy[final:]
-            block = (samples[:, :final] / energy[:final].clamp_min(1e-8))[:, skipped : skipped + wanted]
-            skipped, wanted = max(skipped - final, 0), wanted - block.shape[-1]
-            if block.shape[-1]:
-                yield block
+        needed = self._first_sounding(num_done)
+        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "faithful")
+        spectra = ((first, self._filtered(padded, slots, first, gains)) for first, gains in bands)
+        yield from overlap_added(self.transform, spectra, num_samples, num_done)
 
     def _vocoded(
         self,
@@ -370,7 +357,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         """Synthesises the restored log-mel: (rows, samples) piece by piece."""
         start = num_done // self.transform.hop_length // VOCODER_BLOCK * VOCODER_BLOCK
         needed = max(start - VOCODER_CONTEXT, 0)
-        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, False)
+        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "vocoder")
         parts = ((first, part.cpu()) for first, part in bands)
         skipped, wanted = num_done - start * self.transform.hop_length, num_samples - num_done
         for samples in vocode_parts(self.vocoder, parts, self._execution_device, start):
@@ -378,6 +365,37 @@ class Aud2StudioPipeline(DiffusionPipeline):
             skipped, wanted = max(skipped - samples.shape[-1], 0), wanted - block.shape[-1]
             if block.shape[-1]:
                 yield block
+
+    def _blended(
+        self,
+        padded: Padded,
+        slots: list[list[int]],
+        num_samples: int,
+        batch_size: int,
+        sampling: _Sampling,
+        num_done: int,
+    ) -> Iterator[torch.Tensor]:
+        """The faithful read-out, and the vocoder where that has too little: (rows, samples) piece by piece."""
+        num_frames = self.transform.num_frames(num_samples)
+        block = block_of(self.transform, self._first_sounding(num_done), num_frames)
+        start = max(block - 1, 0) * VOCODER_BLOCK
+        needed = max(start - VOCODER_CONTEXT, 0)
+        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "blend")
+        parts = (
+            (first, self._filtered(padded, slots, first, both[:, :-1]), both[:, -1].real) for first, both in bands
+        )
+        vocode = partial(vocode_parts, self.vocoder, device=self._execution_device, start=start)
+        spectra = blended_parts(self.transform, parts, vocode, num_frames, block)
+        yield from overlap_added(self.transform, spectra, num_samples, num_done)
+
+    def _first_sounding(self, num_done: int) -> int:
+        """The first frame whose window reaches into what is still to be yielded."""
+        return max(num_done - self.transform.pad, 0) // self.transform.hop_length
+
+    def _filtered(self, padded: Padded, slots: list[list[int]], first: int, gains: torch.Tensor) -> torch.Tensor:
+        """The faithful spectrum (rows, bins, frames) of gains (rows, slots, bands, frames) from frame `first` on."""
+        stft = self._stft(padded, first, gains.shape[-1], slots)
+        return (self.transform.spread(gains) * stft).sum(1)
 
     def _restored_bands(
         self,
@@ -387,7 +405,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         batch_size: int,
         sampling: _Sampling,
         needed: int,
-        faithful: bool,
+        reconstruction: str,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Runs the chunks through the UNet and cross-fades them.
 
@@ -395,8 +413,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
             needed: The first frame that is needed; there may be others before it, which then are not right.
 
         Yields:
-            The first frame and the final frames of the gains (rows, slots, bands, frames), or of the log-mel
-            (rows, bands, frames), from there on.
+            The first frame and the final frames, from there on, of what :meth:`_sample` gives.
         """
         num_frames = self.transform.num_frames(num_samples)
         starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
@@ -418,7 +435,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
                 ]
                 features = Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
                 bands = finite_or_again(
-                    partial(self._sample, features, group, sampling, faithful),
+                    partial(self._sample, features, group, sampling, reconstruction),
                     {"condition_encoder": self.condition_encoder, "unet": self.unet},
                     f"at {group[0] * self.transform.hop_length / self.config.sample_rate:.1f} s",
                 )
@@ -426,8 +443,13 @@ class Aud2StudioPipeline(DiffusionPipeline):
                     yield first, fader.add(first, chunk)
                 progress.update(len(group))
 
-    def _sample(self, features: Features, starts: list[int], sampling: _Sampling, faithful: bool) -> torch.Tensor:
-        """The denoising loop: gains (batch, slots, bands, frames) or log-mel (batch, bands, frames) of some chunks."""
+    def _sample(self, features: Features, starts: list[int], sampling: _Sampling, reconstruction: str) -> torch.Tensor:
+        """The denoising loop: what a read-out needs of some chunks.
+
+        Returns:
+            `faithful`: the gains (batch, slots, bands, frames), complex. `vocoder`: the log-mel (batch, bands,
+            frames). `blend`: the gains and, as one more slot, the log-mel.
+        """
         # a. Condition of every recording
         condition = unet_condition(self.unet, self.condition_encoder, features)
 
@@ -437,20 +459,25 @@ class Aud2StudioPipeline(DiffusionPipeline):
         latents = self._noise(starts, features, sampling, step=0) * self.scheduler.init_noise_sigma
 
         # c. Denoise
+        gains: torch.Tensor | None = None
         for step, timestep in enumerate(self.scheduler.timesteps):
             noisy = self.scheduler.scale_model_input(latents, timestep)
             image = self.image.assemble(noisy, features).to(self.unet.dtype, memory_format=torch.channels_last)
             output = self.unet(image, timestep, **condition).sample
-            prediction, gains = self.image.read(output, features)
-            if not faithful:
+            prediction, read = self.image.read(output, features)
+            gains = read if gains is None else gains
+            if reconstruction != "faithful":
                 extra = self._step_noise(starts, features, sampling, step + 1)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
             if sampling.callback is not None:
                 kwargs = {name: {"latents": latents}[name] for name in sampling.callback_inputs}
                 latents = sampling.callback(self, step, timestep, kwargs).pop("latents", latents)
-            if faithful:
+            if reconstruction == "faithful":
                 return gains
-        return self.image.corrected(latents, features)[:, 0].clamp_min(math.log(MEL_FLOOR))
+        log_mel = self.image.corrected(latents, features).clamp_min(math.log(MEL_FLOOR))
+        if reconstruction == "vocoder" or gains is None:
+            return log_mel[:, 0]
+        return torch.cat([gains, log_mel.to(gains.dtype)], dim=1)
 
     def _noise(self, starts: list[int], features: Features, sampling: _Sampling, step: int) -> torch.Tensor:
         """Noise (batch, 1, bands, frames) of some chunks, cut from one noise for the whole recording."""

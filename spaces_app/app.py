@@ -49,6 +49,8 @@ Restores audience recordings of concerts: less crowd, less room, less microphone
 {MAX_RECORDINGS} of the same performance, which are aligned first. At most {MAX_SECONDS // 60} minutes and
 {MAX_BYTES // 10**6} MB each. Files are deleted after half an hour at the latest; please restore only what you may."""
 FAITHFUL, VOCODER = "faithful: filters what was recorded", "vocoder: synthesises it anew (experimental)"
+BLEND = "blend: faithful, and the vocoder where the recording has nothing (experimental)"
+KINDS = {FAITHFUL: "faithful", VOCODER: "vocoder", BLEND: "blend"}
 
 
 @cache
@@ -106,7 +108,7 @@ def build(runs: Runs) -> gr.Blocks:
         progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[Any, ...]:
         paths = [Path(path) for path in [*(uploaded or []), *([recorded] if recorded else [])]]
-        kind = "vocoder" if reconstruction == VOCODER else "faithful"
+        kind = KINDS.get(reconstruction, "faithful")
         if kind == "vocoder" and dryness < 1:
             raise gr.Error("Dryness mixes in phase, and the vocoder's phase is its own: leave it at 1.")
         settings = Settings(int(steps) or None, kind, int(seed), dryness, None, tilt_db or None, limit)
@@ -141,7 +143,7 @@ def build(runs: Runs) -> gr.Blocks:
                 recorded = gr.Audio(label="or record", sources=["microphone"], type="filepath", elem_id="recorded")
                 gr.Examples([[[str(EXAMPLE)]]], [uploaded], label="or take the example", elem_id="examples")
                 with gr.Accordion("Settings", open=False):
-                    reconstruction = gr.Radio([FAITHFUL, VOCODER], value=FAITHFUL, label="Reconstruction")
+                    reconstruction = gr.Radio([*KINDS], value=FAITHFUL, label="Reconstruction")
                     steps = gr.Slider(0, 50, 0, step=1, label="Denoising steps of the vocoder (0: the model's own)")
                     seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
                     dryness = gr.Slider(0, 1, 1, label="Dryness: 0 is the recording, 1 is fully restored")

@@ -30,7 +30,7 @@ from training.report import ALL, COLUMNS, frechet_tables
 TEMPLATES = Path(__file__).parents[1] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
 SHOWN = ("si_sdr_improvement", "si_sdr_early_improvement", "lsd", "mr_stft", "late_tail_db", "visqol", "pesq", "srmr")
-OWN = ("faithful", "vocoder")
+OWN = ("faithful", "vocoder", "blend")
 COPYLEFT = ("GPL", "SA")
 
 

@@ -21,7 +21,7 @@ from training.baselines import PEERS, Waveform, equalised, low_passed
 from training.remote_code import remote_code_files
 
 CONTROLS = ("input", "eq_control", "lowpass_control")
-READ_OUTS = ("faithful", "vocoder")
+READ_OUTS = ("faithful", "vocoder", "blend")
 SYSTEMS = (*CONTROLS, *READ_OUTS, "copy_synthesis", *PEERS)
 TUNED_PEERS = Path(__file__).parent / "benchmark" / "peers.json"
 SEED = 0

@@ -287,7 +287,6 @@ def test_what_cannot_be_used_is_one_line_and_status_2(cli, toy_model: Path, tmp_
         (["--inputs", good, *save, "--steps", "many"], "expected a number, got 'many'"),
         (["--inputs", good, *save, "--dryness", "nan"], "--dryness: has to be within 0 and 1"),
         (["--inputs", good, *save, "--dryness", 0.5, "--reconstruction", "vocoder"], "mixes in phase"),
-        (["--inputs", good, *save, "--reconstruction", "blend"], "not there yet: use faithful or vocoder"),
         (["--inputs", good, *save, "--start", 2, "--end", 1], "--end has to be after --start"),
         (["--inputs", good, *save, "--start", 100], "ends before the start"),
         (["--inputs", good, *save, "--plot", tmp_path / "o.jpg"], "has to end in .png"),

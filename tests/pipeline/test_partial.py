@@ -26,7 +26,7 @@ def recording(channels: int, seconds: float, seed: int = 0) -> np.ndarray:
     return (0.05 * noise).astype(np.float32)
 
 
-@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder"])
+@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder", "blend"])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_stream_goes_on_from_any_sample(toy_pipeline, reconstruction, channels):
     source = ArraySource(recording(channels, 5.0))
@@ -37,7 +37,7 @@ def test_a_stream_goes_on_from_any_sample(toy_pipeline, reconstruction, channels
 
     whole = streamed(0)
     assert whole.shape[1] == source.num_samples
-    for num_done in (1, 65_536, 131_072, 180_001, source.num_samples):
+    for num_done in (1, 65_536, 131_072, 180_001, source.num_samples - 1, source.num_samples):
         np.testing.assert_array_equal(streamed(num_done), whole[:, num_done:])
 
 

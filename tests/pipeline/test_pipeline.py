@@ -64,7 +64,7 @@ def test_an_untrained_head_returns_the_input(identity_pipeline, sampling_rate):
 
 
 @pytest.mark.parametrize("seconds", [0.00003, 0.001, 0.02, 0.5, 3.0])
-@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder"])
+@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder", "blend"])
 def test_any_length_comes_out_to_the_sample(toy_pipeline, seconds, reconstruction):
     audio = recording(1, seconds)
     assert toy_pipeline(audio, RATE, 2, reconstruction).audios.shape == (1, *audio.shape)
@@ -85,7 +85,7 @@ def test_forms_of_audio(toy_pipeline):
     assert takes.shape == one.shape
 
 
-@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder"])
+@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder", "blend"])
 def test_the_seed_decides_to_the_bit(toy_pipeline, reconstruction):
     audio = recording(1, 1.0)
     first, again, other = (toy_pipeline(audio, RATE, 2, reconstruction, generator=seeded(s)).audios for s in (1, 1, 2))
@@ -100,7 +100,7 @@ def test_batch_items_do_not_depend_on_their_neighbours(toy_pipeline):
     np.testing.assert_allclose(batch[0], alone[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder"])
+@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder", "blend"])
 def test_chunk_batch_size_changes_nothing(toy_pipeline, reconstruction):
     audio = recording(2, 3.0)
     results = [
@@ -119,8 +119,9 @@ def test_loudness_stays(toy_pipeline):
 
 def test_equal_channels_stay_equal_and_opposite_ones_opposite(toy_pipeline):
     mono = recording(1, 1.0)
-    restored = toy_pipeline(np.concatenate([mono, mono]), RATE, generator=seeded()).audios[0]
-    np.testing.assert_allclose(restored[0], restored[1], atol=1e-6)
+    for reconstruction in ("faithful", "blend"):
+        restored = toy_pipeline(np.concatenate([mono, mono]), RATE, 2, reconstruction, generator=seeded()).audios[0]
+        np.testing.assert_allclose(restored[0], restored[1], atol=1e-6)
     opposite = toy_pipeline(np.concatenate([mono, -mono]), RATE, generator=seeded()).audios[0]
     assert np.sqrt(np.mean(opposite**2)) > 0.1 * np.sqrt(np.mean(mono**2))
 
@@ -135,10 +136,11 @@ def test_dryness_zero_is_the_input(toy_pipeline):
     np.testing.assert_allclose(toy_pipeline(audio, RATE, dryness=0.0).audios[0], audio, atol=1e-6)
 
 
-def test_half_dry_lies_between_in_phase(toy_pipeline):
+@pytest.mark.parametrize("reconstruction", ["faithful", "blend"])
+def test_half_dry_lies_between_in_phase(toy_pipeline, reconstruction):
     audio = recording(1, 1.0)
-    restored = toy_pipeline(audio, RATE, generator=seeded()).audios[0]
-    mixed = toy_pipeline(audio, RATE, dryness=0.5, generator=seeded()).audios[0]
+    restored = toy_pipeline(audio, RATE, 2, reconstruction, generator=seeded()).audios[0]
+    mixed = toy_pipeline(audio, RATE, 2, reconstruction, dryness=0.5, generator=seeded()).audios[0]
     average = (audio + restored) / 2
     scale = np.sum(mixed * average) / np.sum(average**2)  # the mix is brought back to the input's loudness
     np.testing.assert_allclose(mixed, scale * average, atol=1e-5)
