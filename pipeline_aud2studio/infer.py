@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 PROGRAM = "aud2studio"
 # By their names in diffusers. They share one configuration: the checkpoint's.
-SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 MODEL_RATE = 44100  # Hz, of the shipped checkpoint, to estimate the disk space by
 MAX_TAKES = 4  # recordings of one performance that the shipped model stacks
@@ -303,12 +308,16 @@ def _prepared(pipeline: Aud2StudioPipeline, scheduler: str | None) -> Aud2Studio
     import diffusers
 
     if scheduler is not None:
-        scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
-        # Its default would clip log-mels, which are not bounded by 1.
-        unclipped = {} if scheduler == "dpm++" else {"clip_sample": False}
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **unclipped)
+        pipeline.scheduler = swapped(pipeline.scheduler, getattr(diffusers, SCHEDULERS[scheduler]))
     pipeline.set_progress_bar_config(desc="restoring", unit="chunk", leave=False)
     return pipeline
+
+
+def swapped(scheduler: Any, scheduler_class: Any) -> Any:
+    """A scheduler of another class with the same configuration."""
+    # The default of the older ones would clip log-mels, which are not bounded by 1.
+    unclipped = {} if "Multistep" in scheduler_class.__name__ else {"clip_sample": False}
+    return scheduler_class.from_config(scheduler.config, **unclipped)
 
 
 def _reason(model: Path | str, error: Exception) -> str:

@@ -59,7 +59,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
         unet ([`UNet2DConditionModel`]):
             Denoises the mel image and predicts one complex gain per band, frame and recording.
         scheduler ([`SchedulerMixin`]):
-            A scheduler with zero terminal SNR and trailing timesteps; DDPM, DDIM and DPM-Solver++ share one config.
+            A scheduler with zero terminal SNR and trailing timesteps; DDPM, DDIM, DPM-Solver++ and UniPC share one
+            config.
         condition_encoder ([`~transformers.ASTModel`]):
             Audio Spectrogram Transformer that summarises room, crowd and device of every recording.
         vocoder ([`MMAudioVocoder`]):
@@ -131,6 +132,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         batch_size: int,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str] = (),
+        strength: float = 1.0,
     ) -> None:
         """Raises a `ValueError` that says which argument of the call is wrong and what it may be."""
         if not 8000 <= sampling_rate <= 192000:
@@ -139,6 +141,11 @@ class Aud2StudioPipeline(DiffusionPipeline):
         if not 1 <= num_inference_steps <= num_train_timesteps:
             raise ValueError(
                 f"`num_inference_steps` has to be within 1 and {num_train_timesteps}, got {num_inference_steps}."
+            )
+        if not (0 < strength <= 1 and int(num_inference_steps * strength)):
+            raise ValueError(
+                f"`strength` has to be within 0 and 1 and leave at least one of `num_inference_steps` "
+                f"({num_inference_steps}), got {strength}."
             )
         if reconstruction not in RECONSTRUCTIONS:
             raise ValueError(f"`reconstruction` has to be one of {RECONSTRUCTIONS}, got {reconstruction!r}.")
@@ -174,6 +181,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        strength: float = 1.0,
     ) -> AudioPipelineOutput | tuple[Any]:
         r"""
         Restores a recording.
@@ -198,6 +206,10 @@ class Aud2StudioPipeline(DiffusionPipeline):
             return_dict (`bool`): Whether to return an [`AudioPipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `f(pipe, step, timestep, kwargs)` after each step.
             callback_on_step_end_tensor_inputs (`Sequence[str]`): What `kwargs` holds: `"latents"`.
+            strength (`float`):
+                Where the denoising of the mel begins, as in diffusers' image-to-image pipelines: at 1 from noise
+                alone, below from the input's mel with as much noise, in `int(num_inference_steps * strength)` steps.
+                The faithful gains do not depend on it.
 
         Examples:
 
@@ -219,6 +231,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
             batch_size,
             output_type,
             callback_on_step_end_tensor_inputs,
+            strength,
         )
         performances = as_performances(audio, self.max_recordings)
         if latents is not None and len(performances) > 1:
@@ -231,7 +244,12 @@ class Aud2StudioPipeline(DiffusionPipeline):
         restored = []
         for takes, seed in zip(performances, seeds, strict=True):
             sampling = _Sampling(
-                num_inference_steps, seed, latents, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+                num_inference_steps,
+                strength,
+                seed,
+                latents,
+                callback_on_step_end,
+                tuple(callback_on_step_end_tensor_inputs),
             )
             restored.append(self._restore(takes, sampling_rate, reconstruction, dryness, batch_size, sampling))
 
@@ -306,7 +324,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         if not 0 <= num_done <= takes[0].num_samples:
             raise ValueError(f"`num_done` has to be within 0 and {takes[0].num_samples} samples, got {num_done}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        sampling = _Sampling(num_inference_steps, seed, None, None, ())
+        sampling = _Sampling(num_inference_steps, 1.0, seed, None, None, ())
         if num_done < takes[0].num_samples:
             yield from self._blocks(takes, reconstruction, batch_size, sampling, num_done)
         self.maybe_free_model_hooks()
@@ -454,17 +472,30 @@ class Aud2StudioPipeline(DiffusionPipeline):
         condition = unet_condition(self.unet, self.condition_encoder, features)
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
-        device = self._execution_device
-        self.scheduler.set_timesteps(sampling.num_inference_steps, device=device)
-        latents = self._noise(starts, features, sampling, step=0) * self.scheduler.init_noise_sigma
+        self.scheduler.set_timesteps(sampling.num_inference_steps, device=self._execution_device)
+        noise = self._noise(starts, features, sampling, step=0)
+        latents = noise * self.scheduler.init_noise_sigma
 
-        # c. Denoise
-        gains: torch.Tensor | None = None
-        for step, timestep in enumerate(self.scheduler.timesteps):
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             noisy = self.scheduler.scale_model_input(latents, timestep)
             image = self.image.assemble(noisy, features).to(self.unet.dtype, memory_format=torch.channels_last)
-            output = self.unet(image, timestep, **condition).sample
-            prediction, read = self.image.read(output, features)
+            return self.image.read(self.unet(image, timestep, **condition).sample, features)
+
+        # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.
+        timesteps, gains = self.scheduler.timesteps, None
+        skipped = sampling.num_inference_steps - int(sampling.num_inference_steps * sampling.strength)
+        if skipped and reconstruction != "faithful":
+            if reconstruction == "blend":
+                gains = predict(latents, timesteps[0])[1]
+            begin = skipped * self.scheduler.order
+            timesteps = timesteps[begin:]
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(begin)
+            latents = self.scheduler.add_noise(torch.zeros_like(noise), noise, timesteps[:1].repeat(len(noise)))
+
+        # d. Denoise
+        for step, timestep in enumerate(timesteps):
+            prediction, read = predict(latents, timestep)
             gains = read if gains is None else gains
             if reconstruction != "faithful":
                 extra = self._step_noise(starts, features, sampling, step + 1)
@@ -475,8 +506,9 @@ class Aud2StudioPipeline(DiffusionPipeline):
             if reconstruction == "faithful":
                 return gains
         log_mel = self.image.corrected(latents, features).clamp_min(math.log(MEL_FLOOR))
-        if reconstruction == "vocoder" or gains is None:
+        if reconstruction == "vocoder":
             return log_mel[:, 0]
+        assert gains is not None
         return torch.cat([gains, log_mel.to(gains.dtype)], dim=1)
 
     def _noise(self, starts: list[int], features: Features, sampling: _Sampling, step: int) -> torch.Tensor:
@@ -509,6 +541,7 @@ class _Sampling(NamedTuple):
     """What the denoising loop is told by the caller."""
 
     num_inference_steps: int
+    strength: float
     seed: int
     latents: torch.Tensor | None
     callback: Callable[..., dict[str, Any]] | None

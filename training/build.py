@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     MMAudioVocoder,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from torch import nn
 from transformers import ASTConfig, ASTModel
@@ -25,7 +26,12 @@ from .config import AST_PATCH, OptimizerConfig, TrainingConfig
 from .muon import Muon
 from .objective import RestorationObjective
 
-SCHEDULERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
 
 
 def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
@@ -95,7 +101,7 @@ def build_condition_encoder(config: TrainingConfig) -> ASTModel:
 def build_scheduler(config: TrainingConfig) -> Any:
     """The sampler that is shipped with the weights."""
     scheduler = SCHEDULERS[config.scheduler.name]
-    settings: dict[str, Any] = {} if scheduler is DPMSolverMultistepScheduler else {"clip_sample": False}
+    settings: dict[str, Any] = {"clip_sample": False} if config.scheduler.name in ("ddpm", "ddim") else {}
     return scheduler(
         num_train_timesteps=config.scheduler.num_train_timesteps,
         beta_schedule=config.scheduler.beta_schedule,

@@ -104,7 +104,7 @@ class ModelConfig(Section):
 
 
 class SchedulerConfig(Section):
-    name: Literal["ddpm", "ddim", "dpm++"] = "dpm++"
+    name: Literal["ddpm", "ddim", "dpm++", "unipc"] = "dpm++"
     num_inference_steps: PositiveInt = 8  # the default of the exported pipeline
     num_train_timesteps: PositiveInt = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"

@@ -14,7 +14,7 @@ import pyloudnorm
 import pytest
 import soundfile
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from pipeline_aud2studio import Aud2StudioPipeline, files, infer
 from pipeline_aud2studio.plot import spectrogram_db
@@ -231,7 +231,13 @@ def test_spectrogram_of_a_sine_is_0_db_at_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("ddpm", DDPMScheduler), ("ddim", DDIMScheduler), ("dpm++", DPMSolverMultistepScheduler)]
+    ("name", "expected"),
+    [
+        ("ddpm", DDPMScheduler),
+        ("ddim", DDIMScheduler),
+        ("dpm++", DPMSolverMultistepScheduler),
+        ("unipc", UniPCMultistepScheduler),
+    ],
 )
 def test_scheduler_swaps_and_keeps_the_checkpoints_betas(toy_model, toy_pipeline, name, expected) -> None:
     pipeline = infer.load_pipeline(str(toy_model), "cpu", "auto", name)

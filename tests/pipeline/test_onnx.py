@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from diffusers import UNet2DConditionModel
 
 from pipeline_aud2studio import Aud2StudioPipeline, infer
-from pipeline_aud2studio.export_onnx import deviation, export, networks
-from pipeline_aud2studio.onnx_networks import load_onnx_pipeline
+from pipeline_aud2studio.export_onnx import _write, deviation, export, networks
+from pipeline_aud2studio.onnx_networks import OnnxUNet, load_onnx_pipeline
 from pipeline_aud2studio.partial import identify
 
 pytest.importorskip("onnxscript")
@@ -64,6 +65,37 @@ def test_both_backends_restore_the_same(toy_pipeline, exported, reconstruction, 
         results.append(each(takes, RATE, 2, reconstruction, generator=generator).audios)
     assert results[0].shape == (1, 2, 2 * RATE)
     assert snr_db(results[1], results[0]) > 80
+
+
+def test_a_unet_with_film_is_exported_too(toy_pipeline: Aud2StudioPipeline, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel(
+        sample_size=toy_pipeline.unet.config.sample_size,
+        in_channels=toy_pipeline.unet.config.in_channels,
+        out_channels=toy_pipeline.unet.config.out_channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=(8, 8),
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=9 * toy_pipeline.condition_encoder.config.hidden_size,
+    )
+    others = {name: toy_pipeline.components[name] for name in ("scheduler", "condition_encoder", "vocoder")}
+    wanted = Aud2StudioPipeline(unet.eval(), **others)
+    network, path = networks(wanted)["unet"], tmp_path / "model.onnx"
+    _write(network, path)
+    assert deviation(network, path) < 1e-4
+    found = Aud2StudioPipeline(OnnxUNet(tmp_path, unet.config), **others)
+    audio = 0.1 * np.random.default_rng(2).standard_normal((2, RATE)).astype(np.float32)
+    results = []
+    for pipeline in (found, wanted):
+        pipeline.set_progress_bar_config(disable=True)
+        results.append(pipeline(audio, RATE, generator=torch.Generator().manual_seed(3)).audios)
+    assert snr_db(*results) > 80
 
 
 def test_another_network_is_found_out(toy_pipeline: Aud2StudioPipeline, exported: Path) -> None:

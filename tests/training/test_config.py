@@ -156,7 +156,7 @@ def test_condition_encoder_takes_one_chunk():
     assert hidden.shape == (1, 2 + (config.chunk_frames // 16) * 2, 16)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++", "unipc"])
 def test_schedulers_end_in_pure_noise(name):
     scheduler = build_scheduler(parse_config({**TOY, "scheduler": {"name": name}}))
     assert float(scheduler.alphas_cumprod[-1]) < 1e-6  # DPM-Solver++ keeps 2^-24
