@@ -127,21 +127,20 @@ class LoudnessMeter:
         """Takes the next piece."""
         if not waveform.shape[1]:
             return
-        piece = waveform.astype(np.float64)
+        piece = waveform.astype(np.float64, order="C")
         weighted, self._state = signal.sosfilt(self._sections, piece, axis=1, zi=self._state)
-        total = np.concatenate([[0.0], np.square(weighted).sum(0).cumsum()])
+        power = np.einsum("cs,cs->s", weighted, weighted)
         begin, end = self._samples, self._samples + waveform.shape[1]
         bounds = [begin]
         while (edge := (len(self._steps) + len(bounds)) * self._sample_rate // 10) <= end:
             bounds.append(edge)
-        sums = np.diff(total[np.array([*bounds, end]) - begin])
-        for energy in sums[:-1]:
-            self._steps.append(self._step + float(energy))
+        for first, last in itertools.pairwise(bounds):
+            self._steps.append(self._step + float(power[first - begin : last - begin].sum()))
             self._step = 0.0
-        self._step += float(sums[-1])
+        self._step += float(power[bounds[-1] - begin :].sum())
         self._samples = end
-        self._energy += float(np.square(piece).sum())
-        self.peak = max(self.peak, float(np.abs(waveform).max()))
+        self._energy += float(np.vdot(piece, piece))
+        self.peak = max(self.peak, float(waveform.max()), -float(waveform.min()))
 
     @property
     def rms_db(self) -> float:

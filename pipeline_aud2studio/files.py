@@ -142,8 +142,9 @@ def _usable(path: Path, sound: Sound, start_s: float) -> Iterator[Waveform]:
         for block in sound.blocks:
             if len(block) > MAX_CHANNELS:
                 block = np.array(DOWNMIX[len(block)], np.float32) @ block
-            finite = np.isfinite(block).all(axis=0)
+            finite = np.isfinite(block)
             if not finite.all():
+                finite = finite.all(axis=0)
                 at_s = start_s + (position + int(np.argmin(finite))) / sound.sample_rate
                 raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
             position += block.shape[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import re
 import sys
 import textwrap
@@ -504,6 +505,7 @@ def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callab
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    gc.freeze()  # what the libraries made on import stays: no collection has to look through it again
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in ("align", "import-bigvgan", "export-onnx"):
         args, work = _subcommand(words[0], words[1:])

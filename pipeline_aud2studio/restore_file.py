@@ -5,6 +5,7 @@ read -> model's rate -> pipeline.stream -> own rate -> loudness -> dryness -> ou
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,18 +121,19 @@ def decode(take: Take, folder: Path) -> Decoded:
         AudioError: the recording cannot be used.
         OSError: the disk is full.
     """
-    count, energy, digest = 0, 0.0, SampleDigest()
+    count, digest = 0, SampleDigest()
 
     def measured() -> Iterator[Waveform]:
-        nonlocal count, energy
+        nonlocal count
         for block in take.blocks():
-            power = np.square(block, dtype=np.float64).sum(axis=0)
-            count, energy = count + int(np.count_nonzero(power)), energy + float(power.sum())
+            count += int(np.count_nonzero(functools.reduce(np.logical_or, block)))
             digest.push(block)
             yield block
 
     spool = Spool(folder, take.num_channels, take.sample_rate).extend(measured())
-    return Decoded(spool, math.sqrt(energy / take.num_channels / max(count, 1)), digest.hexdigest())
+    # Samples in which nothing was recorded add nothing to the energy.
+    rms = 10 ** (spool.meter.rms_db / 20) * math.sqrt(spool.num_samples / max(count, 1))
+    return Decoded(spool, rms, digest.hexdigest())
 
 
 @contextmanager

@@ -60,12 +60,12 @@ class Spool:
         self._file.close()
 
 
-def interleaved(block: Waveform) -> bytes:
+def interleaved(block: Waveform) -> memoryview:
     """Samples (channels, samples) as 32-bit floats, one sample of all channels after the other."""
-    return np.ascontiguousarray(block.T, np.float32).tobytes()
+    return np.ascontiguousarray(block.T, np.float32).reshape(-1).view(np.uint8).data
 
 
-def write_all(file: io.RawIOBase | IO[bytes], content: bytes) -> None:
+def write_all(file: io.RawIOBase | IO[bytes], content: bytes | memoryview) -> None:
     """Writes all of it to an unbuffered file, which may take a part of it at a time."""
     view, written = memoryview(content), 0
     while written < len(view):
