@@ -79,14 +79,22 @@ class BandImage:
             present: Which recordings exist (batch, R), bool.
             first_frame: Absolute index of the first frame.
         """
-        exists = present[:, :, None, None]
-        log_mel = torch.where(exists, (self.transform.log_mel(stft) - self.mel_mean) / self.mel_std, 0.0)
+        return self.stacked(self.planes(stft, first_frame), present)
+
+    def planes(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+        """Log-mel, real and imaginary part of every spectrum (..., bins, frames): (..., 3, bands, frames)."""
+        log_mel = (self.transform.log_mel(stft) - self.mel_mean) / self.mel_std
         average = self.transform.band_average(stft, first_frame)
-        power = average.real.square() + average.imag.square() + _TINY
-        compressed = average * (self.band_scale * power ** ((COMPRESSION - 1) / 2))
-        bands = [torch.where(exists, part, 0.0) for part in (compressed.real, compressed.imag)]
-        absent = (0, 0, 0, 0, 0, self.max_recordings - stft.shape[1])
-        return Features(torch.cat([F.pad(part, absent) for part in (log_mel, *bands)], dim=1), log_mel, present)
+        real, imag = average.real, average.imag
+        scale = self.band_scale * (real.square() + imag.square() + _TINY) ** ((COMPRESSION - 1) / 2)
+        return torch.stack([log_mel, real * scale, imag * scale], dim=-3)
+
+    def stacked(self, planes: torch.Tensor, present: torch.Tensor) -> Features:
+        """Channels of recordings (batch, R, 3, bands, frames) of which those exist that are `present` (batch, R)."""
+        planes = torch.where(present[:, :, None, None, None], planes, 0.0)
+        absent = (0, 0, 0, 0, 0, 0, 0, self.max_recordings - planes.shape[1])
+        channels = F.pad(planes, absent).transpose(1, 2).flatten(1, 2)
+        return Features(channels, planes[:, :, 0], present)
 
     def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
         """The diffused quantity (batch, 1, bands, frames) that turns recording 0's log-mel into `log_mel` (nats)."""
@@ -109,11 +117,10 @@ class BandImage:
         Returns:
             The prediction for channel 0 (batch, 1, bands, frames) and the complex gains (batch, R, bands, frames).
         """
-        output = F.pixel_shuffle(output.float(), self.patch_size)
-        prediction, real, imag = output.split([1, self.max_recordings, self.max_recordings], dim=1)
-        recordings = features.present.shape[1]
-        gains = bounded_gain(real[:, :recordings], imag[:, :recordings], self.max_gain)
-        return prediction, gains * features.present[:, :, None, None]
+        recordings, pixel = features.present.shape[1], self.patch_size**2
+        parts = output.float().split([pixel, self.max_recordings * pixel, self.max_recordings * pixel], dim=1)
+        prediction, real, imag = (F.pixel_shuffle(part[:, : recordings * pixel], self.patch_size) for part in parts)
+        return prediction, bounded_gain(real, imag, self.max_gain) * features.present[:, :, None, None]
 
 
 def bounded_gain(real: torch.Tensor, imag: torch.Tensor, max_gain: float) -> torch.Tensor:

@@ -336,17 +336,26 @@ class Aud2StudioPipeline(DiffusionPipeline):
         num_samples = takes[0].num_samples
         slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
         transform = self.transform
-        padded = Padded(takes, transform.num_frames(num_samples), transform.hop_length, transform.pad)
+        num_frames, device = transform.num_frames(num_samples), self._execution_device
+        padded = Padded(takes, num_frames, transform.hop_length, transform.pad, device)
         read_outs = {"faithful": self._faithful, "vocoder": self._vocoded, "blend": self._blended}
         for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling, num_done):
             yield block.cpu().numpy()
 
     def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
         """Spectra of frames from `first` on, sorted into slots: (rows, slots, bins, num_frames)."""
-        hop, pad = self.transform.hop_length, self.transform.pad
-        samples = padded.window(first * hop, (first + num_frames) * hop + 2 * pad).to(self._execution_device)
-        stft = self.transform.stft_of_padded(samples)  # (all channels, bins, num_frames)
+        stft = self._stft_of_channels(padded, first, num_frames)
         return stft[torch.tensor(slots, device=stft.device)]
+
+    def _planes(self, padded: Padded, first: int, slots: list[list[int]]) -> torch.Tensor:
+        """Image planes of the chunk from frame `first` on, sorted into slots: (rows, slots, 3, bands, frames)."""
+        planes = self.image.planes(self._stft_of_channels(padded, first, self.chunk_frames), first)
+        return planes[torch.tensor(slots, device=planes.device)]
+
+    def _stft_of_channels(self, padded: Padded, first: int, num_frames: int) -> torch.Tensor:
+        """Spectra (all channels, bins, num_frames) of frames from `first` on."""
+        hop, pad = self.transform.hop_length, self.transform.pad
+        return self.transform.stft_of_padded(padded.window(first * hop, (first + num_frames) * hop + 2 * pad))
 
     def _faithful(
         self,
@@ -447,10 +456,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
             progress.initial = progress.n = begin
             for index in range(begin, len(starts), together):
                 group = starts[index : index + together]
-                chunks = [
-                    self.image.features(self._stft(padded, first, self.chunk_frames, slots), present, first)
-                    for first in group
-                ]
+                chunks = [self.image.stacked(self._planes(padded, first, slots), present) for first in group]
                 features = Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
                 bands = finite_or_again(
                     partial(self._sample, features, group, sampling, reconstruction),
@@ -520,7 +526,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         else:
             drawn = [frame_noise(sampling.seed, step, bands, first, frames) for first in starts]
             noise = [chunk.expand(rows, 1, -1, -1) for chunk in drawn]
-        return torch.cat(noise).to(self._execution_device, features.log_mel.dtype)
+        return torch.cat(noise).to(features.log_mel)
 
     def _step_noise(
         self, starts: list[int], features: Features, sampling: _Sampling, step: int

@@ -32,7 +32,7 @@ def finite_or_again(
         NonFiniteError: The result is not finite in float32 either.
     """
     result = compute()
-    if torch.isfinite(result).all():
+    if _is_finite(result):
         return result
     lower = {name: network for name, network in networks.items() if _dtype(network) != torch.float32}
     names = " and ".join(networks)
@@ -41,11 +41,15 @@ def finite_or_again(
         logger.warning(f"The output of {precision} is not finite {where}: it is computed again in float32.")
         with _in_float32(lower):
             result = compute()
-        if torch.isfinite(result).all():
+        if _is_finite(result):
             return result
     raise NonFiniteError(
         f"The output of {names} is not finite {where}, in float32: the weights are damaged, or do not fit the rest."
     )
+
+
+def _is_finite(result: torch.Tensor) -> bool:
+    return bool(torch.isfinite(result.sum()))  # a sum holds whatever NaN or infinity one of its terms has
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

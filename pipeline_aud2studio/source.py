@@ -58,10 +58,13 @@ class Padded:
         takes: The first one sets the span.
         num_frames, hop_length: The span in frames.
         pad: Length of the reflected edges in samples, less than the span.
+        device: Where the samples are wanted.
     """
 
-    def __init__(self, takes: Sequence[Source], num_frames: int, hop_length: int, pad: int) -> None:
-        self._takes, self._length, self._pad = takes, num_frames * hop_length, pad
+    def __init__(
+        self, takes: Sequence[Source], num_frames: int, hop_length: int, pad: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._takes, self._length, self._pad, self._device = takes, num_frames * hop_length, pad, device
         self._span = takes[0].num_samples
 
     def _body(self, start: int, stop: int) -> Waveform:
@@ -89,4 +92,4 @@ class Padded:
                 part = self._body(max(last - (stop - position), 0) + 1, last + 1)[:, ::-1]
             parts.append(part)
             position += part.shape[1]
-        return torch.from_numpy(np.concatenate(parts, axis=1))
+        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._device)

@@ -59,16 +59,18 @@ class BandTransform:
 
         self.filterbank = bank("slaney").float()
         triangles = bank(None)  # with peaks of one
-        self._averaging = (triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)).float()
-        self._spreading = _spreading_matrix(triangles).float()  # (bins, bands)
+        averaging = triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)
+        # (-1)^k moves the phase reference from the window's first sample to its centre.
+        centering = 1.0 - 2.0 * (torch.arange(n_fft // 2 + 1) % 2)
+        self._mel, self._averaging = _Banded(self.filterbank), _Banded(averaging.float())
+        self._centred_averaging = _Banded((averaging * centering).float())
+        self._spreading = _Banded(_spreading_matrix(triangles).float())  # (bins, bands)
         mel_edges = torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), n_mels + 2, dtype=torch.float64)
         self.center_frequencies = _mel_to_hertz(mel_edges[1:-1])  # (bands,), Hz
-        # (-1)^k moves the phase reference from the window's first sample to its centre.
-        self._centering = 1.0 - 2.0 * (torch.arange(n_fft // 2 + 1) % 2)
 
     def _on(self, device: torch.device) -> BandTransform:
         if self.window.device != device:
-            for name in ("window", "filterbank", "_averaging", "_spreading", "_centering"):
+            for name in ("window", "filterbank", "_mel", "_averaging", "_centred_averaging", "_spreading"):
                 setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -120,7 +122,7 @@ class BandTransform:
         """Natural logarithm of the mel spectrum (..., bands, frames) that BigVGAN is conditioned on."""
         self._on(stft.device)
         magnitude = (stft.real.square() + stft.imag.square() + POWER_FLOOR).sqrt()
-        return (self.filterbank @ magnitude).clamp_min(MEL_FLOOR).log()
+        return (self._mel @ magnitude).clamp_min(MEL_FLOOR).log()
 
     def band_average(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Complex average of every band, demodulated by the band's centre frequency: (..., bands, frames).
@@ -134,8 +136,7 @@ class BandTransform:
             first_frame: Absolute index of the first frame, so that the phase does not depend on where a chunk starts.
         """
         self._on(stft.device)
-        centred = stft * self._centering[:, None]
-        average = torch.complex(self.average(centred.real), self.average(centred.imag))
+        average = self._centred_averaging @ stft
         return average * self._demodulation(stft.shape[-1], first_frame, stft.device)
 
     def average(self, values: torch.Tensor) -> torch.Tensor:
@@ -151,10 +152,29 @@ class BandTransform:
 
     def spread(self, gain: torch.Tensor) -> torch.Tensor:
         """Gains of the bands (..., bands, frames), real or complex, interpolated to the bins: (..., bins, frames)."""
-        self._on(gain.device)
-        if gain.is_complex():
-            return torch.complex(self._spreading @ gain.real, self._spreading @ gain.imag)
-        return self._spreading @ gain
+        return self._on(gain.device)._spreading @ gain
+
+
+class _Banded:
+    """A real matrix (rows, columns) whose entries lie near a diagonal, as eight blocks of rows without the zeros."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self._blocks = []
+        for rows in matrix.tensor_split(8):
+            used = torch.nonzero(rows.any(0)).flatten().tolist() or [0]
+            columns = slice(used[0], used[-1] + 1)
+            self._blocks.append((columns, rows[:, columns].contiguous()))
+
+    def to(self, device: torch.device) -> _Banded:
+        self._blocks = [(columns, rows.to(device)) for columns, rows in self._blocks]
+        return self
+
+    def __matmul__(self, values: torch.Tensor) -> torch.Tensor:
+        """Product (..., rows, frames) with real or complex values (..., columns, frames)."""
+        if values.is_complex():
+            return torch.complex(self @ values.real.contiguous(), self @ values.imag.contiguous())
+        with torch.autocast(values.device.type, enabled=False):  # it is for networks
+            return torch.cat([rows @ values[..., columns, :] for columns, rows in self._blocks], dim=-2)
 
 
 def _spreading_matrix(triangles: torch.Tensor) -> torch.Tensor:

@@ -295,6 +295,7 @@ class PairLoader:
             ),
             num_workers=self.num_workers,
             collate_fn=_keep,
+            pin_memory=torch.cuda.is_available(),  # so that copies to the GPU go on beside its work
         )
         for batch, after in loader:
             self.position = after

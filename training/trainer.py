@@ -305,7 +305,13 @@ class Trainer:
         for start in range(0, size, self.micro_batch_size):
             part = {key: value[start : start + self.micro_batch_size] for key, value in batch.items()}
             share = len(part["row_id"]) / size / self.config.train.gradient_accumulation_steps
-            yield {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in part.items()}, share
+            yield (
+                {
+                    k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+                    for k, v in part.items()
+                },
+                share,
+            )
 
     def _check_finite(self, values: Mapping[str, torch.Tensor], batch: Mapping[str, Any]) -> None:
         if all(bool(torch.isfinite(value.detach()).all()) for value in values.values()):

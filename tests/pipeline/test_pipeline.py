@@ -182,8 +182,8 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
             return type("Output", (), {"sample": nn.functional.pixel_unshuffle(output, 2)})
 
     features = []
-    real_features = BandImage.features
-    monkeypatch.setattr(BandImage, "features", lambda *a, **k: features.append(real_features(*a, **k)) or features[-1])
+    real_stacked = BandImage.stacked
+    monkeypatch.setattr(BandImage, "stacked", lambda *a, **k: features.append(real_stacked(*a, **k)) or features[-1])
     mels = []
 
     def silent(vocoder, parts, device, start):
@@ -300,6 +300,29 @@ def test_offloading_names_every_model_in_the_order_of_use(toy_pipeline):
         for handle in handles:
             handle.remove()
     assert "->".join(dict.fromkeys(calls)) == Aud2StudioPipeline.model_cpu_offload_seq
+
+
+@pytest.mark.parametrize("reconstruction", ["faithful", "vocoder"])
+def test_offloading_changes_nothing(toy_pipeline, reconstruction):
+    """The hooks of a GPU, with a CPU as the device that they move the models to."""
+    audio = recording(2, 2.0)
+    expected = toy_pipeline(audio, RATE, 2, reconstruction, generator=seeded()).audios
+    try:
+        toy_pipeline.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):  # the hooks are set anew after a call
+            found = toy_pipeline(audio, RATE, 2, reconstruction, generator=seeded()).audios
+            np.testing.assert_array_equal(found, expected)
+    finally:
+        toy_pipeline.remove_all_hooks()
+
+
+def test_autocast_is_for_the_networks_only(identity_pipeline):
+    """Half precision in the spectra would be a distortion at about -50 dB."""
+    audio = recording(1, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = identity_pipeline(audio, RATE, generator=seeded()).audios[0]
+    error = restored[:, 2048:-2048] - audio[:, 2048:-2048]
+    assert 10 * np.log10(np.sum(error**2) / np.sum(audio**2)) < -80
 
 
 @pytest.mark.parametrize(
