@@ -2,6 +2,7 @@
 
     make bench                                  # or: python -m training.bench --out build/bench.json
     python -m training.bench --device cuda --dtype bfloat16
+    python -m training.bench --long-seconds 10800 --only "180 minutes, 48 kHz"     # three hours
 
 Every case runs in a process of its own, from file to file, and its figures are stored as soon as they are known: a
 second run measures what is missing. Results of other weights, other code or another machine are measured again.
@@ -55,6 +56,9 @@ def plan(base: Case, threads: int, long_s: float) -> dict[str, Case]:
     if base.device == "cpu" and threads > 1:
         cases[f"{threads} threads"] = replace(base, threads=threads)
         cases[f"{long_s / 60:g} minutes, {threads} threads"] = replace(base, threads=threads, seconds=long_s)
+    long = replace(base, threads=threads, seconds=long_s, rate=48000)
+    cases[f"{long_s / 60:g} minutes, 48 kHz"] = long
+    cases[f"{long_s / 60:g} minutes, 48 kHz, 3 recordings to align"] = replace(long, recordings=3, aligned=False)
     cases |= {name: replace(base, system=name, seconds=20.0, device="cpu", dtype="float32") for name in PEERS}
     return cases
 
@@ -99,16 +103,18 @@ def first_audio_s(seconds: float, device: str) -> float:
 
 
 def tabulate(cases: dict[str, Case], results: dict[str, Any]) -> str:
-    """Markdown: speed and memory by case, the default's time by stage, and the ratios against peers."""
-    lines = ["| case | RTF | times real time | peak memory, MB |", "| --- | --- | --- | --- |"]
+    """Markdown: speed, memory and quality (of the example) by case, the default's stages, and ratios against peers."""
+    lines = ["| case | RTF | times real time | peak memory, MB | SI-SDR, dB |", "| --- | --- | --- | --- | --- |"]
     for name, case in cases.items():
         found = results["cases"].get(case.key)
         if found is None:
             continue
         if "error" in found:
-            lines.append(f"| {name} | {found['error']} | | |")
+            lines.append(f"| {name} | {found['error']} | | | |")
         else:
-            lines.append(f"| {name} | {found['rtf']:.3f} | {1 / found['rtf']:.1f} | {found['peak_rss_mb']:.0f} |")
+            quality = f"{found['si_sdr_db']:.2f}" if "si_sdr_db" in found else ""
+            speed = f"{found['rtf']:.3f} | {1 / found['rtf']:.1f}"
+            lines.append(f"| {name} | {speed} | {found['peak_rss_mb']:.0f} | {quality} |")
     default = results["cases"].get(cases["default"].key, {})
     if "stages_s" in default:
         total = default["seconds"]

@@ -17,7 +17,7 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 from collections import defaultdict  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import ExitStack, contextmanager  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -25,8 +25,9 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 RATE = 44100
-EXAMPLE = Path(__file__).parent.parent / "spaces_app" / "examples" / "degraded.flac"
+EXAMPLES = Path(__file__).parent.parent / "spaces_app" / "examples"
 SEED = 0
+QUALITY_S = 60.0  # of the result are compared with the clean music, at the most
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Case:
     Attributes:
         system: "aud2studio", from file to file; or a peer, from array to array.
         seconds: Length of the recording.
-        channels, recordings: 1 or 2; 1 to 4, already aligned.
+        channels, recordings: 1 or 2; 1 to 4.
+        aligned: Whether the recordings are on one clock; else they are aligned first, as part of the work.
+        rate: Sampling rate that the files say they have, in Hz.
         steps: Denoising steps; 0 is the checkpoint's default.
         dtype, batch_size, reconstruction, threads, device: As in the pipeline's call.
         backend: "torch", "onnx", or "onnx-int8".
@@ -46,6 +49,8 @@ class Case:
     seconds: float = 60.0
     channels: int = 2
     recordings: int = 1
+    aligned: bool = True
+    rate: int = RATE
     steps: int = 0
     dtype: str = "float32"
     batch_size: int = 4
@@ -59,15 +64,59 @@ class Case:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def recording(seconds: float, channels: int) -> np.ndarray:
-    """The example, repeated up to this length: (channels, samples)."""
+def pieces(seconds: float, channels: int, name: str = "degraded", take: int | None = None) -> Iterator[np.ndarray]:
+    """The example again and again, in pieces of a second (channels, samples).
+
+    Args:
+        seconds, channels: Of all pieces together.
+        name: "degraded", or "clean" for what it should have been.
+        take: Number of a take to be aligned: its seconds come in an order drawn by lot, so that no lag fits but
+            one; take N begins N tenths of a second later and has noise of its own.
+    """
     import soundfile
 
-    waveform, rate = soundfile.read(EXAMPLE, dtype="float32", always_2d=True)
+    waveform, rate = soundfile.read(EXAMPLES / f"{name}.flac", dtype="float32", always_2d=True)
     assert rate == RATE
-    rows = np.resize(waveform.T, (channels, waveform.shape[0])) if len(waveform.T) != channels else waveform.T
-    samples = round(seconds * RATE)
-    return np.tile(rows, -(-samples // rows.shape[1]))[:, :samples]
+    rows = waveform.T[:channels]
+    num_pieces = rows.shape[1] // RATE
+    skipped, wanted = (take or 0) * RATE // 10, round(seconds * RATE)
+    order, noise = np.random.default_rng(SEED), np.random.default_rng(take)
+    for index in range(-(-(skipped + wanted) // RATE)):
+        chosen = index % num_pieces if take is None else int(order.integers(num_pieces))
+        piece = rows[:, chosen * RATE : (chosen + 1) * RATE]
+        if take is not None:
+            piece = piece + noise.normal(0, 1e-3, piece.shape).astype(np.float32)
+        piece = piece[:, skipped:][:, :wanted]
+        skipped, wanted = 0, wanted - piece.shape[1]
+        yield piece
+
+
+def recording(seconds: float, channels: int, name: str = "degraded") -> np.ndarray:
+    """All pieces together: (channels, samples)."""
+    return np.concatenate([*pieces(seconds, channels, name)], axis=1)
+
+
+def write_recording(path: Path, case: Case, number: int) -> None:
+    """The case's recording of that number, a piece at a time: what is held in memory here would be measured, too."""
+    import soundfile
+
+    take = None if case.aligned else number
+    with soundfile.SoundFile(path, "w", case.rate, case.channels, "PCM_16", format="RF64") as file:
+        for piece in pieces(case.seconds * case.rate / RATE, case.channels, take=take):
+            file.write(piece.T)
+
+
+def quality_db(path: Path, case: Case) -> float:
+    """SI-SDR against the clean music, mean of the channels."""
+    import soundfile
+    import torch
+
+    from training.metrics import si_sdr
+
+    seconds = min(case.seconds, QUALITY_S)
+    restored, _ = soundfile.read(path, round(seconds * RATE), dtype="float32", always_2d=True)
+    clean = recording(seconds, case.channels, "clean")
+    return float(si_sdr(torch.from_numpy(restored.T), torch.from_numpy(clean)).mean())
 
 
 class Stages:
@@ -115,15 +164,16 @@ def _observe(stages: Stages, pipeline: Any) -> None:
         component.register_forward_hook(lambda *_: stages.leave())
     # Instance attributes: the classes stay as they are.
     pipeline._stft = stages.wrapped("features", pipeline._stft)
-    pipeline.image.features = stages.wrapped("features", pipeline.image.features)
+    pipeline._planes = stages.wrapped("features", pipeline._planes)
+    pipeline.image.stacked = stages.wrapped("features", pipeline.image.stacked)
 
 
 def measure_own(case: Case, folder: Path) -> dict[str, Any]:
     """Restores files from the disk to the disk."""
-    import soundfile
     import torch
 
     from pipeline_aud2studio import files, restore_file, shipped_weights
+    from pipeline_aud2studio.gather import gather
     from pipeline_aud2studio.infer import load_onnx, load_pipeline
     from pipeline_aud2studio.partial import partial_path
 
@@ -143,8 +193,8 @@ def measure_own(case: Case, folder: Path) -> dict[str, Any]:
     loaded = time.perf_counter()
 
     paths = [folder / f"{number}.wav" for number in range(case.recordings)]
-    for path in paths:
-        soundfile.write(path, recording(case.seconds, case.channels).T, RATE)
+    for number, path in enumerate(paths):
+        write_recording(path, case, number)
     stages = Stages()
     _observe(stages, pipeline)
     restore_file.decode = stages.wrapped("read", restore_file.decode)
@@ -153,25 +203,33 @@ def measure_own(case: Case, folder: Path) -> dict[str, Any]:
     output = folder / "out.wav"
     begun = time.perf_counter()
     takes = [restore_file.take_of_file(path, None, None, False) for path in paths]
-    with (
-        stages.part("read-out"),
-        restore_file.restore(takes, lambda: pipeline, settings, folder, print, partial_path(output)) as done,
-        stages.part("write"),
-    ):
-        result = done.result
-        files.write_blocks(output, result.blocks(done.gain), case.channels, result.num_samples, RATE, "PCM_24", {})
+    with ExitStack() as stack:
+        if not case.aligned:
+            with stages.part("alignment"):
+                names = [path.name for path in paths]
+                found = stack.enter_context(gather(takes, names, pipeline.max_recordings, None, False, print, folder))
+                takes = found.takes
+        stack.enter_context(stages.part("read-out"))
+        partial = partial_path(output)
+        done = stack.enter_context(restore_file.restore(takes, lambda: pipeline, settings, folder, print, partial))
+        with stages.part("write"):
+            blocks, length = done.result.blocks(done.gain), done.result.num_samples
+            files.write_blocks(output, blocks, case.channels, length, done.result.sample_rate, "PCM_24", {})
     if case.device.startswith("cuda"):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
-    found = {
+    measured: dict[str, Any] = {
         "import_s": imported - STARTED if case.backend == "torch" else None,
         "load_s": loaded - imported,
         "seconds": seconds,
         "stages_s": dict(stages.seconds),
+        "peak_rss_mb": peak_rss_mb(),
     }
     if case.device.startswith("cuda"):
-        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
-    return found
+        measured["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    if case.aligned and case.rate == RATE:
+        measured["si_sdr_db"] = quality_db(output, case)
+    return measured
 
 
 def measure_peer(case: Case) -> dict[str, Any]:
@@ -185,15 +243,19 @@ def measure_peer(case: Case) -> dict[str, Any]:
     system = build_system(case.system, Model())
     begun = time.perf_counter()
     system.run(waveform, waveform, RATE)
-    return {"seconds": time.perf_counter() - begun}
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "peak_rss_mb": peak_rss_mb()}
+
+
+def peak_rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
 
 
 def main() -> None:
     case = Case(**json.loads(sys.argv[1]))
     with tempfile.TemporaryDirectory() as folder:
         found = measure_own(case, Path(folder)) if case.system == "aud2studio" else measure_peer(case)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
-    found |= {"rtf": found["seconds"] / case.seconds, "peak_rss_mb": peak}
+    found["rtf"] = found["seconds"] / case.seconds
     print(json.dumps(found))
 
 

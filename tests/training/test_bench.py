@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from training import bench, bench_case
-from training.bench_case import Case, Stages, recording
+from training.bench_case import Case, Stages, pieces, recording
 
 
 def test_a_part_within_a_part_counts_for_itself(monkeypatch):
@@ -28,6 +30,14 @@ def test_the_recording_has_its_length_and_channels(seconds, channels):
     np.testing.assert_array_equal(waveform[:, -44100:], np.tile(period, 3)[:, waveform.shape[1] - 44100 :][:, :44100])
 
 
+def test_takes_to_align_are_one_performance_with_a_lag_and_noise():
+    first, second = (np.concatenate([*pieces(20.0, 1, take=take)], axis=1)[0] for take in (0, 1))
+    assert first.shape == second.shape == (20 * 44100,)
+    overlap = first[4410:], second[: len(second) - 4410]
+    assert np.std(overlap[0] - overlap[1]) == pytest.approx(np.sqrt(2) * 1e-3, rel=0.02)
+    assert np.std(first - second) > 0.05
+
+
 def test_cases_differ_from_the_default_in_one_thing():
     base = Case(seconds=60.0)
     cases = bench.plan(base, threads=2, long_s=600.0)
@@ -37,6 +47,20 @@ def test_cases_differ_from_the_default_in_one_thing():
     assert {case.system for case in cases.values()} == {"aud2studio", *bench.PEERS}
     assert len({case.key for case in cases.values()}) == len(cases)
     assert all(case.dtype == "float32" for name, case in cases.items() if name != "bfloat16")
+
+
+def quality_of_the_pipelines_call() -> float:
+    """SI-SDR of four seconds of the example, by the formula."""
+    pipeline = Aud2StudioPipeline.from_pretrained(shipped_weights())
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    restored = pipeline(recording(4.0, 2), 44100, generator=generator).audios[0].astype(np.float64)
+    clean = recording(4.0, 2, "clean")
+    ratios = []
+    for estimate, target in zip(restored, clean, strict=True):
+        projection = estimate @ target / (target @ target) * target
+        ratios.append(10 * np.log10(np.sum(projection**2) / np.sum((estimate - projection) ** 2)))
+    return float(np.mean(ratios))
 
 
 def test_the_shipped_weights_are_measured_once(tmp_path, capsys, monkeypatch):
@@ -49,6 +73,7 @@ def test_the_shipped_weights_are_measured_once(tmp_path, capsys, monkeypatch):
     parts = found["stages_s"]
     assert set(parts) == {"read", "features", "condition_encoder", "unet", "read-out", "write"}
     assert sum(parts.values()) == pytest.approx(found["seconds"], rel=0.05)
+    assert found["si_sdr_db"] == pytest.approx(quality_of_the_pipelines_call(), abs=0.05)
     assert 200 < found["peak_rss_mb"] < 4000 and found["import_s"] > 0.5 > 0 < found["load_s"]
 
     monkeypatch.setattr(bench, "measure", lambda case: pytest.fail("measured again"))
