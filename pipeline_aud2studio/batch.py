@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def device() -> str:
     return "auto" if state is None else str(state.device)
 
 
+def wait_for_others() -> None:
+    """Returns when all processes have come here: launchers end the others as soon as one ends with an error."""
+    if (state := _state()) is not None:
+        state.wait_for_everyone()
+
+
 def _state() -> Any:
     """accelerate's state, if a launcher started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -31,7 +38,8 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    # A process that is done waits for one that has a week of work left.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=365))
 
 
 def report_path(path: Path, rank: int, num_processes: int) -> Path:

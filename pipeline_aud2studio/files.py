@@ -6,6 +6,7 @@ Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import shutil
@@ -37,6 +38,7 @@ SUFFIXES_READ = frozenset(
 )
 # Per output format: the sample formats it can hold, by their names in libsndfile.
 BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+MAX_NAME_BYTES = 255  # of a file, on all common file systems
 MAX_WAV_BYTES = 2**32 - 2**16  # a header counts 32 bits of them, and tags want some room
 SUBTYPES_WRITTEN = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
 
@@ -144,8 +146,7 @@ def _usable(path: Path, sound: Sound, start_s: float) -> Iterator[Waveform]:
                 block = np.array(DOWNMIX[len(block)], np.float32) @ block
             finite = np.isfinite(block)
             if not finite.all():
-                finite = finite.all(axis=0)
-                at_s = start_s + (position + int(np.argmin(finite))) / sound.sample_rate
+                at_s = start_s + (position + int(np.argmin(finite.all(axis=0)))) / sound.sample_rate
                 raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
             position += block.shape[1]
             if block.shape[1]:
@@ -289,10 +290,20 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False, num_by
         raise AudioError(f"{path} needs {num_bytes / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left")
 
 
+def name_beside(path: Path, suffix: str, prefix: str = "") -> Path:
+    """The path with something around its name, which is shortened where it would get too long for file systems."""
+    room = MAX_NAME_BYTES - len(os.fsencode(prefix + suffix))
+    name = path.name
+    if len(os.fsencode(name)) > room:
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+        name = os.fsencode(name)[: room - len(digest)].decode("utf-8", "ignore") + digest
+    return path.with_name(f"{prefix}{name}{suffix}")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place if the block leaves a file there and raises nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = name_beside(path, f".{os.getpid()}.part", ".")
     try:
         yield temporary
         if temporary.exists():

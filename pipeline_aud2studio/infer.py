@@ -376,6 +376,8 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
             if report is not None:
                 report.add(job.inputs, job.output, audio_s=done.audio_s, seconds=done.seconds)
             yield done
+    if is_folder:
+        batch.wait_for_others()
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} recordings could not be restored")
 

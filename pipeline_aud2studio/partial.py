@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .audio import Waveform
-from .files import AudioError
+from .files import AudioError, name_beside
 from .spool import BLOCK_SAMPLES, interleaved, read_interleaved, write_all
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _HEADER_BYTES = 128  # magic, what it is a part of (64 hexadecimal digits), zero
 
 def partial_path(output: Path) -> Path:
     """Where the partial result of an output lies."""
-    return output.with_name(f"{output.name}.partial")
+    return name_beside(output, ".partial")
 
 
 class Partial:

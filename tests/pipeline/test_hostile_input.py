@@ -109,6 +109,7 @@ NAMES = (
     "%s%n.wav",
     "a" * 200 + ".wav",
     "NO EXTENSION",
+    "東京" * 41 + ".wav",  # 250 bytes: no room for what temporary names add
     "wrong.mp3",
 )
 
@@ -116,7 +117,8 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_files(name: str, cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(encoded(music()))
-    output = tmp_path / f"restored {name.removesuffix('.mp3').removesuffix('.wav')}.wav"
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / f"{name.removesuffix('.mp3').removesuffix('.wav')}.wav"
     assert cli("--inputs", tmp_path / name, "--save", output)[0] == 0
     assert soundfile.info(output).frames == music().shape[1]
 
@@ -169,3 +171,11 @@ def test_an_output_through_a_symlink_replaces_the_link_and_not_its_target(
     assert cli("--inputs", tmp_path / "in.wav", "--save", tmp_path / "out.wav", "--overwrite")[0] == 0
     assert (tmp_path / "master.wav").read_bytes() == b"years of work"
     assert soundfile.info(tmp_path / "out.wav").frames == music().shape[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux's /proc is where not even root may write")
+def test_an_output_where_nobody_may_write(cli: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    (tmp_path / "in.wav").write_bytes(encoded(music()))
+    status, errors = cli("--inputs", tmp_path / "in.wav", "--save", "/proc/out.wav")
+    assert status == 2 and errors.count("\n") == 1
+    assert errors.startswith("aud2studio: error: /proc/out.wav cannot be written: ")

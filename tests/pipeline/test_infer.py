@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.image
@@ -86,22 +88,78 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
 
 
 def test_processes_share_a_folder(toy_model: Path, tmp_path: Path) -> None:
-    """Started as `accelerate launch` and torchrun do it, two processes restore every file once."""
+    """Started as `accelerate launch` and torchrun do it, two processes restore what is missing once.
+
+    One is done at once and has a failure to tell, for which the launcher may not end the other.
+    """
     source, target = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     target.mkdir()
-    for number in range(5):
-        files.write(source / f"{number}.wav", recording(), RATE)
+    (source / "0.wav").write_text("not audio")
+    for number in range(1, 6):
+        files.write(source / f"{number}.wav", recording(1, 3.0), RATE)
+    for number in (2, 4):
+        (target / f"{number}.wav").write_bytes(b"made before")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "pipeline_aud2studio.infer", "--inputs", source, "--save", target, "--model", toy_model]
     command += ["--report", tmp_path / "report.json", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "0.wav is not audio" in done.stderr and "1 of 1 recordings could not be restored" in done.stderr
     shares = [json.loads((tmp_path / f"report-{rank}.json").read_text()) for rank in range(2)]
-    restored = [[Path(entry["output"]).name for entry in share] for share in shares]
-    assert restored == [["0.wav", "2.wav", "4.wav"], ["1.wav", "3.wav"]]
-    assert sorted(path.name for path in target.iterdir()) == [f"{number}.wav" for number in range(5)]
+    assert [[Path(entry["inputs"][0]).name for entry in share] for share in shares] == [
+        ["0.wav"],
+        ["1.wav", "3.wav", "5.wav"],
+    ]
+    assert {entry["status"] for entry in shares[1]} == {"restored"}
+    assert sorted(path.name for path in target.iterdir()) == [f"{number}.wav" for number in range(1, 6)]
+    assert {(target / f"{number}.wav").read_bytes() for number in (2, 4)} == {b"made before"}
+
+
+def test_a_hundred_files_one_of_them_broken(cli, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target.mkdir()
+    for number in range(100):
+        files.write(source / f"{number:02}.wav", recording(1, 0.1, 16000), 16000)
+    (source / "42.wav").write_bytes((source / "42.wav").read_bytes()[:30])
+    status, out, err = cli("--inputs", source, "--save", target, "--report", tmp_path / "report.json")
+    assert (status, len(out.splitlines()), err.splitlines()[-1]) == (
+        2,
+        99,
+        "aud2studio: error: 1 of 100 recordings could not be restored",
+    )
+    assert len(list(target.iterdir())) == 99 and not (target / "42.wav").exists()
+    entries = json.loads((tmp_path / "report.json").read_text())
+    failed = [Path(entry["inputs"][0]).name for entry in entries if entry["status"] == "failed"]
+    assert (failed, len(entries)) == (["42.wav"], 100)
+
+
+def test_a_full_disk_loses_nothing(toy_model: Path, tmp_path: Path) -> None:
+    """The system itself refuses to write more: to the decoded recording at first, later to the partial result."""
+    files.write(tmp_path / "i.wav", recording(2, 12.0), RATE)
+    before = (tmp_path / "i.wav").read_bytes()
+    command = [sys.executable, "-m", "pipeline_aud2studio.infer", "--model", str(toy_model), "--inputs"]
+    command += [str(tmp_path / "i.wav"), "--save"]
+    decoded = 4 * 2 * 12 * RATE
+
+    def run(output: str, *options: str, limit: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
+        words = [*command, str(tmp_path / output), *options]
+        bounded = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+        return subprocess.run(words, preexec_fn=bounded, capture_output=True, text=True)
+
+    first = run("o.wav", limit=decoded // 2)
+    assert first.returncode == 1 and "error: OSError: [Errno 27] File too large" in first.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
+    second = run("o.wav", limit=decoded + 64)
+    assert second.returncode == 1 and "error: OSError: [Errno 27] File too large" in second.stderr
+    assert "o.wav.partial keeps what was restored so far" in second.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav.partial"]
+    assert (tmp_path / "i.wav").read_bytes() == before
+    resumed, whole = run("o.wav", "--resume"), run("whole.wav")
+    assert (resumed.returncode, whole.returncode) == (0, 0) and "goes on after" in resumed.stderr
+    assert (tmp_path / "o.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
 
 
 def test_a_file_that_is_no_report_is_kept(cli, tmp_path: Path) -> None:
