@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from training.degrade import RenderedPair
 from training.metrics import si_sdr
 
+STATES = ("identical", "equivalent", "different", "unknown")  # from good to bad
 TOLERANCE_DB = 0.1  # far less than the systems differ by, far more than library versions change
 
 
@@ -39,3 +41,16 @@ def compare(recorded: Mapping[str, Any] | None, here: Mapping[str, Any]) -> str:
         return "identical"
     pairs = zip([*recorded["levels_db"], recorded["si_sdr_db"]], [*here["levels_db"], here["si_sdr_db"]], strict=True)
     return "equivalent" if all(abs(one - other) <= TOLERANCE_DB for one, other in pairs) else "different"
+
+
+def describe_takes(pair: RenderedPair) -> list[dict[str, Any]]:
+    """`describe` of every recording of a performance."""
+    takes = range(len(pair.recordings))
+    return [describe(replace(pair, recordings=pair.recordings[take : take + 1])) for take in takes]
+
+
+def compare_takes(recorded: Sequence[Mapping[str, Any]] | None, here: Sequence[Mapping[str, Any]]) -> str:
+    """`compare` for the recordings of a performance: what is true of the one that differs most."""
+    if recorded is None or len(recorded) != len(here):
+        return "unknown"
+    return max(map(compare, recorded, here), key=STATES.index)

@@ -29,7 +29,7 @@ from training.manifest import check_row
 from training.prepare_rirs import make_venue
 
 FOLDER = Path(__file__).parent / "benchmark"
-MANIFESTS = (FOLDER / "test.jsonl",)
+MANIFESTS = (FOLDER / "test.jsonl", FOLDER / "fusion.jsonl")
 BUNDLED = {"measured": FOLDER / "rirs", "recorded": FOLDER / "noise"}  # by the first folder of a path
 
 
@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training.prepare_benchmark", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--manifest", type=Path, action="append", help="repeatable (default: the test set's)")
+    parser.add_argument(
+        "--manifest", type=Path, action="append", help="repeatable (default: the test set's and the fusion's)"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
     try:

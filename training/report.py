@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.artifacts import ARTIFACTS, INDICATORS, rates
+from training.benchmark_audio import STATES
 from training.degrade import CONDITIONS
 from training.metrics import mean_interval
 
@@ -76,7 +77,7 @@ def summarise(
         broken: systems that could not be loaded, and why.
     """
     clips = {result["row_id"]: result["audio"] for result in results}
-    audio = {state: list(clips.values()).count(state) for state in ("identical", "equivalent", "different", "unknown")}
+    audio = {state: list(clips.values()).count(state) for state in STATES}
     genres: dict[str, str] = json.loads(GENRES.read_text(encoding="utf-8"))
     systems: dict[str, Any] = {}
     for name in dict.fromkeys(result["system"] for result in results):
@@ -289,7 +290,7 @@ def _plot(folder: Path, summary: Mapping[str, Any], results: Sequence[Row]) -> N
         axes.axhline(0.0, color="black", linewidth=0.8)
         axes.set_title(titles[key], fontsize=10)
         axes.legend(fontsize=8, ncols=3)
-        _save(figure, folder / f"{key}.png")
+        save_figure(figure, folder / f"{key}.png")
         pyplot.close(figure)
 
     figure, axes = pyplot.subplots(figsize=(6, 6), layout="constrained")
@@ -301,11 +302,12 @@ def _plot(folder: Path, summary: Mapping[str, Any], results: Sequence[Row]) -> N
     axes.set_xlabel("SI-SDR of the recording, dB")
     axes.set_ylabel("SI-SDR of the result, dB")
     axes.legend(fontsize=8)
-    _save(figure, folder / "clips.png")
+    save_figure(figure, folder / "clips.png")
     pyplot.close(figure)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG, all or nothing."""
     temporary = path.with_name(f".{path.name}.part")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)
