@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -144,17 +144,10 @@ def read_tuned(path: Path, name: str) -> dict[str, Any]:
 
 
 def _build_own(name: str, model: Model) -> System:
-    pipeline = _load_pipeline(model)
+    pipeline = load_pipeline(model)
 
-    def restore(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
-        generator = torch.Generator().manual_seed(SEED)
-        return pipeline(
-            recording,
-            sample_rate,
-            num_inference_steps=model.num_inference_steps,
-            reconstruction=name,
-            generator=generator,
-        ).audios[0]
+    def faithful_or_vocoded(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
+        return restore([recording], sample_rate, model, name)
 
     def copy_synthesis(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
         """What the vocoder makes of the clean mel: the ceiling of the vocoder read-out."""
@@ -165,12 +158,28 @@ def _build_own(name: str, model: Model) -> System:
             vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
         return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
 
-    identity = f"{weights_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
-    return System(name, copy_synthesis if name == "copy_synthesis" else restore, identity)
+    return System(name, copy_synthesis if name == "copy_synthesis" else faithful_or_vocoded, model_identity(model))
+
+
+def restore(takes: Sequence[Waveform], sample_rate: int, model: Model, reconstruction: str = "faithful") -> Waveform:
+    """What our pipeline makes of aligned takes (channels, samples), the first of which is the reference."""
+    generator = torch.Generator().manual_seed(SEED)
+    return load_pipeline(model)(
+        list(takes),
+        sample_rate,
+        num_inference_steps=model.num_inference_steps,
+        reconstruction=reconstruction,
+        generator=generator,
+    ).audios[0]
+
+
+def model_identity(model: Model) -> str:
+    """Text that changes when the results of our pipeline may change."""
+    return f"{weights_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
 
 
 @functools.cache
-def _load_pipeline(model: Model) -> Aud2StudioPipeline:
+def load_pipeline(model: Model) -> Aud2StudioPipeline:
     dtype = {"vocoder": torch.float32, "default": getattr(torch, model.dtype)}
     pipeline = Aud2StudioPipeline.from_pretrained(model.path, dtype=dtype).to(model.device)
     pipeline.set_progress_bar_config(disable=True)
