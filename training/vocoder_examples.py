@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from pipeline_aud2studio.conditioning import condition_tokens
+from pipeline_aud2studio.conditioning import unet_condition
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
 
 from .data import make_loader
@@ -209,7 +209,7 @@ def restored_log_mel(
     """
     present = torch.arange(recordings.shape[1], device=recordings.device) < num_slots[:, None]
     features = pipeline.image.features(pipeline.transform.stft(recordings), present)
-    tokens, mask = condition_tokens(pipeline.condition_encoder, features)
+    condition = unet_condition(pipeline.unet, pipeline.condition_encoder, features)
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(num_steps, device=recordings.device)
     noise = torch.randn(features.log_mel[:, :1].shape, generator=generator).to(recordings.device)
@@ -217,7 +217,7 @@ def restored_log_mel(
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
         image = pipeline.image.assemble(scheduler.scale_model_input(latents, timestep), features)
-        output = pipeline.unet(image, timestep, encoder_hidden_states=tokens, encoder_attention_mask=mask).sample
+        output = pipeline.unet(image, timestep, **condition).sample
         prediction, _ = pipeline.image.read(output, features)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     return pipeline.image.corrected(latents, features)[:, 0].clamp_min(math.log(MEL_FLOOR))
