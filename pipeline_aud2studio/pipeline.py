@@ -478,7 +478,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         condition = unet_condition(self.unet, self.condition_encoder, features)
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
-        self.scheduler.set_timesteps(sampling.num_inference_steps, device=self._execution_device)
+        self.scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
         noise = self._noise(starts, features, sampling, step=0)
         latents = noise * self.scheduler.init_noise_sigma
 

@@ -7,6 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hub_server import TOKEN, HubServer, environment, running
 
 from training.jsonl import write_rows
@@ -17,6 +18,13 @@ SECONDS = 5.0
 T20_S = 0.9
 NOISES = ("applause", "cheering", "whistles", "babble", "chatter", "crowd", "hum", "hiss", "wind", "handling")
 SPLITS = ("train", "validation")
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Training on a CPU flushes denormals to zero, in the whole process; the next test has them again."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 def _music(rng: np.random.Generator) -> np.ndarray:
