@@ -50,6 +50,7 @@ from training.systems import TUNED_PEERS, Model, build_peer, load_pipeline, mode
 Row = dict[str, Any]
 Restore = Callable[[Sequence[Waveform], int], Waveform]
 OURS = "ours"
+BASELINES = ("mean", "coherence", "nara_wpe")
 MAX_TAKES = 4
 
 
@@ -61,6 +62,7 @@ class Job:
     roots: Roots
     folder: Path
     numbers: tuple[int, ...]  # of recordings
+    names: tuple[str, ...]  # of baselines
 
     def evaluation(self) -> Evaluation:
         """Everything loaded.
@@ -76,7 +78,8 @@ class Job:
         except PackageNotFoundError:
             raise ValueError('nara_wpe is not installed: pip install "aud2studio[eval]"') from None
         identity = f"{model_identity(self.model)}; nara_wpe {wpe}; baselines {VERSION}"
-        return Evaluation(partial(restore, model=self.model), baselines(settings), identity, self)
+        fuse = {name: method for name, method in baselines(settings).items() if name in self.names}
+        return Evaluation(partial(restore, model=self.model), fuse, identity, self)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Evaluation:
         identity = {"row": digest(row), "system": self.identity}
         kept = {key: row[key] for key in ("row_id", "condition", "venue", "rir_path", "music_path")}
         result = read_result(path, identity) or {**kept, "identity": identity, "takes": [], "fused": {}}
-        if all(str(number) in result["fused"] for number in self.job.numbers):
+        wanted = {OURS, *self.fuse}
+        if all(wanted <= result["fused"].get(str(number), {}).keys() for number in self.job.numbers):
             return result
         try:
             pair = load_pair(row, self.job.roots)
@@ -114,19 +118,20 @@ class Evaluation:
             restored = self.restore(takes[take : take + 1], pair.sample_rate)
             result["takes"].append({"input": measure(takes[take], clean), "restored": measure(restored, clean)})
         for number in self.job.numbers:
-            if str(number) in result["fused"]:
-                continue
             # What leaves the reference as it is, as a mean of one does, has been restored and measured already.
             alone = result["takes"][0]["restored"]
-            ours = self.restore(takes[:number], pair.sample_rate) if number > 1 else None
-            fused = {OURS: alone if ours is None else measure(ours, pair.clean)}
+            fused = result["fused"].setdefault(str(number), {})
+            if OURS not in fused:
+                ours = self.restore(takes[:number], pair.sample_rate) if number > 1 else None
+                fused[OURS] = alone if ours is None else measure(ours, pair.clean)
             for name, fuse in self.fuse.items():
+                if name in fused:
+                    continue
                 one = fuse(takes[:number], pair.sample_rate)
                 if np.array_equal(one, takes[0]):
                     fused[name] = alone
                 else:
                     fused[name] = measure(self.restore([one], pair.sample_rate), pair.clean)
-            result["fused"][str(number)] = fused
 
 
 def measure(estimate: Waveform, clean: Waveform) -> dict[str, float]:
@@ -167,6 +172,18 @@ def parse_takes(text: str) -> tuple[int, ...]:
     return tuple(sorted(map(int, numbers)))
 
 
+def parse_baselines(text: str) -> tuple[str, ...]:
+    """`mean,coherence` -> ("mean", "coherence").
+
+    Raises:
+        ValueError: if one of them is unknown.
+    """
+    names = [item.strip() for item in text.split(",") if item.strip()]
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise ValueError(f"--baselines names {', '.join(unknown)}: choose from {', '.join(BASELINES)}")
+    return tuple(name for name in BASELINES if name in names)
+
+
 _worker: Evaluation | None = None
 
 
@@ -200,6 +217,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
     parser.add_argument("--model", default=Model.path, help="folder or repository of the checkpoint")
     parser.add_argument("--takes", default="1,2,3,4", help="numbers of recordings, N,... (default: %(default)s)")
+    parser.add_argument(
+        "--baselines",
+        default=",".join(BASELINES),
+        help="NAME,... (default: %(default)s; nara_wpe takes four fifths of the time)",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/fusion"), help="folder of results and report")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N performances, for a quick look")
@@ -209,10 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--limit must be at least 1")
         if options.workers < 1:
             raise ValueError("--workers must be at least 1")
-        numbers = parse_takes(options.takes)
+        numbers, names = parse_takes(options.takes), parse_baselines(options.baselines)
         rows = read_performances(options.manifest, max(numbers), options.limit)
         roots = Roots(*(options.data / name for name in ("clean", "rirs", "noise")))
-        job = Job(Model(options.model), roots, options.out / "performances", numbers)
+        job = Job(Model(options.model), roots, options.out / "performances", numbers, names)
         job.evaluation()  # so that what cannot be loaded is said once, and here
         results = evaluate(rows, job, options.workers)
     except (ValueError, OSError) as error:

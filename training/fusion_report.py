@@ -42,6 +42,8 @@ def figures(results: Sequence[Row], number: int) -> dict[str, dict[str, Any]]:
     by_performance = [scores(result, number) for result in results]
     found: dict[str, dict[str, Any]] = {}
     for method in by_performance[0]:
+        if not all(method in one for one in by_performance):
+            continue  # a baseline that some were measured without
         values = {key: [one[method][key] for one in by_performance] for key in TITLES}
         gains = {key: [one[method][key] - one[BEST][key] for one in by_performance] for key in TITLES}
         found[method] = {

@@ -89,14 +89,17 @@ def test_it_is_measured_resumed_and_reported(options, manifest, corpus, toy_pipe
     paths[0].write_text('{"cut off')
     assert main([*call, "--takes", "1,2"]) == 0
     assert paths[1].stat().st_mtime_ns == before[1] and results(tmp_path)[0] == first[0]
-    assert main([*call, "--takes", "3", "--workers", "2"]) == 0
+    assert main([*call, "--takes", "3", "--workers", "2", "--baselines", "coherence,mean"]) == 0
     second = results(tmp_path)
+    assert set(second[0]["fused"]["3"]) == {"ours", "mean", "coherence"}
     assert set(second[0]["fused"]) == {"1", "2", "3"} and len(second[0]["takes"]) == 3
     assert second[0]["fused"]["2"] == first[0]["fused"]["2"] and second[0]["takes"][:2] == first[0]["takes"]
 
     capsys.readouterr()
     assert main([*call, "--takes", "1,2,3"]) == 0
     report = capsys.readouterr().out
+    third = results(tmp_path)[0]["fused"]["3"]
+    assert third.items() > second[0]["fused"]["3"].items() and "nara_wpe" in third
     assert "| ours |" in report and "2 identical" in report and "## 1 recording\n" in report
     assert (tmp_path / "recordings.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -153,6 +156,7 @@ def test_bad_arguments_are_one_line(options, manifest, tmp_path, capsys) -> None
     for arguments, message in (
         (["--takes", "5"], "give numbers of recordings from 1 to 4"),
         (["--takes", "two"], "give numbers of recordings from 1 to 4"),
+        (["--baselines", "mean,median"], "--baselines names median: choose from mean, coherence, nara_wpe"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--manifest", str(FOLDER / "validation.jsonl")], "row 0 has 1 recordings, not 4"),
