@@ -40,6 +40,7 @@ from .checkpoints import (
 )
 from .config import TrainingConfig
 from .data import make_loader
+from .grow import grown_state
 from .memory import plan_batches
 from .record import note_start
 from .schedule import averaged, learning_rate, step_seed
@@ -165,6 +166,8 @@ class Trainer:
     def init_from(self, folder: Path) -> None:
         """Takes the weights of a pipeline folder; optimizer and schedule begin afresh.
 
+        A UNet with more layers per block than the folder's begins with the same function, see :mod:`training.grow`.
+
         Raises:
             ValueError: If the folder holds no such weights or those of another architecture.
         """
@@ -172,12 +175,13 @@ class Trainer:
             raise ValueError(f"--init_from {folder}: there is no pipeline in this folder")
         objective = self.accelerator.unwrap_model(self.objective)
         try:
-            objective.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+            shallower = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+            objective.unet.load_state_dict(grown_state(objective.unet, shallower))
             encoder = ASTModel.from_pretrained(folder / "condition_encoder", dtype=torch.float32)
             objective.condition_encoder.load_state_dict(encoder.state_dict())
             if self.ema is not None:
                 self.ema.module.load_state_dict(objective.state_dict())
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--init_from {folder}: its weights do not fit this configuration: {reason}") from error
 
