@@ -9,7 +9,8 @@ clean mix that a result is measured against is aligned with its direct path.
 What they have to beat is the best single one: each of the same recordings is restored alone and measured against the
 clean mix at the time of its own direct path, which a recording that is fused is off by up to 1 ms from. The best by
 SI-SDR counts, with its log-spectral distance. Nobody could choose it without the clean mix: it is harder to beat than
-what a user would have picked.
+what a user would have picked. `oracle weights` says how much of that there is to win: the sum of the single
+restorations with the weights that bring it nearest to the clean mix.
 
 One JSON file per performance under `--out`: the same command goes on where it was stopped, runs again what failed or
 changed, and adds numbers of recordings that are not there yet.
@@ -49,7 +50,7 @@ from training.systems import TUNED_PEERS, Model, build_peer, load_pipeline, mode
 
 Row = dict[str, Any]
 Restore = Callable[[Sequence[Waveform], int], Waveform]
-OURS = "ours"
+OURS, ORACLE = "ours", "oracle weights"
 BASELINES = ("mean", "coherence", "nara_wpe")
 MAX_TAKES = 4
 
@@ -97,7 +98,7 @@ class Evaluation:
         identity = {"row": digest(row), "system": self.identity}
         kept = {key: row[key] for key in ("row_id", "condition", "venue", "rir_path", "music_path")}
         result = read_result(path, identity) or {**kept, "identity": identity, "takes": [], "fused": {}}
-        wanted = {OURS, *self.fuse}
+        wanted = {OURS, ORACLE, *self.fuse}
         if all(wanted <= result["fused"].get(str(number), {}).keys() for number in self.job.numbers):
             return result
         try:
@@ -113,10 +114,10 @@ class Evaluation:
     def _measure(self, result: Row, pair: RenderedPair, misalignment_s: Sequence[float]) -> None:
         """Adds what is missing: `takes`, every recording and its restoration; `fused`, by number and method."""
         takes = list(pair.recordings)
+        single = [self.restore([take], pair.sample_rate) for take in takes[: max(self.job.numbers)]]
         for take in range(len(result["takes"]), max(self.job.numbers)):
             clean = equaliser.shift(pair.clean, misalignment_s[take], pair.sample_rate)
-            restored = self.restore(takes[take : take + 1], pair.sample_rate)
-            result["takes"].append({"input": measure(takes[take], clean), "restored": measure(restored, clean)})
+            result["takes"].append({"input": measure(takes[take], clean), "restored": measure(single[take], clean)})
         for number in self.job.numbers:
             # What leaves the reference as it is, as a mean of one does, has been restored and measured already.
             alone = result["takes"][0]["restored"]
@@ -124,6 +125,8 @@ class Evaluation:
             if OURS not in fused:
                 ours = self.restore(takes[:number], pair.sample_rate) if number > 1 else None
                 fused[OURS] = alone if ours is None else measure(ours, pair.clean)
+            if ORACLE not in fused:
+                fused[ORACLE] = alone if number == 1 else measure(best_sum(single[:number], pair.clean), pair.clean)
             for name, fuse in self.fuse.items():
                 if name in fused:
                     continue
@@ -132,6 +135,13 @@ class Evaluation:
                     fused[name] = alone
                 else:
                     fused[name] = measure(self.restore([one], pair.sample_rate), pair.clean)
+
+
+def best_sum(waveforms: Sequence[Waveform], clean: Waveform) -> Waveform:
+    """The weighted sum (channels, samples) nearest to the clean mix by least squares, one weight for a waveform."""
+    columns = np.stack([waveform.ravel() for waveform in waveforms], axis=1).astype(np.float64)
+    weights, *_ = np.linalg.lstsq(columns, clean.ravel().astype(np.float64), rcond=None)
+    return (columns @ weights).reshape(clean.shape).astype(np.float32)
 
 
 def measure(estimate: Waveform, clean: Waveform) -> dict[str, float]:

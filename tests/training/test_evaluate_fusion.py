@@ -11,9 +11,9 @@ from training import draw_benchmark, draw_fusion
 from training.draw_fusion import draw_rows
 from training.equaliser import shift
 from training.evaluate import below_full_scale
-from training.evaluate_fusion import main, parse_takes, read_performances
+from training.evaluate_fusion import best_sum, main, parse_takes, read_performances
 from training.fusion_baselines import aligned_mean
-from training.fusion_report import BEST, figures, scores, summarise
+from training.fusion_report import AVERAGE, BEST, figures, scores, summarise
 from training.jsonl import read_rows, write_rows
 from training.manifest import versions
 from training.metrics import log_spectral_distance, mean_interval, si_sdr
@@ -80,8 +80,10 @@ def test_it_is_measured_resumed_and_reported(options, manifest, corpus, toy_pipe
     mean = restored(aligned_mean([one, two], 44_100))
     assert result["fused"]["2"]["mean"] == pytest.approx(db(mean, pair.clean), **near)
     alone = result["takes"][0]["restored"]
-    assert [result["fused"]["1"][name] for name in ("ours", "mean", "coherence")] == [alone] * 3
-    assert set(result["fused"]["2"]) == {"ours", "mean", "coherence", "nara_wpe"}
+    assert [result["fused"]["1"][name] for name in ("ours", "mean", "coherence", "oracle weights")] == [alone] * 4
+    assert set(result["fused"]["2"]) == {"ours", "oracle weights", "mean", "coherence", "nara_wpe"}
+    oracle = result["fused"]["2"]["oracle weights"]["si_sdr"]
+    assert oracle >= max(alone["si_sdr"], db(restored(two), pair.clean)["si_sdr"]) - 1e-3
 
     # What is there stays, what was cut off is made again, and another number is added.
     paths = sorted((tmp_path / "performances").glob("*.json"))
@@ -91,7 +93,7 @@ def test_it_is_measured_resumed_and_reported(options, manifest, corpus, toy_pipe
     assert paths[1].stat().st_mtime_ns == before[1] and results(tmp_path)[0] == first[0]
     assert main([*call, "--takes", "3", "--workers", "2", "--baselines", "coherence,mean"]) == 0
     second = results(tmp_path)
-    assert set(second[0]["fused"]["3"]) == {"ours", "mean", "coherence"}
+    assert set(second[0]["fused"]["3"]) == {"ours", "oracle weights", "mean", "coherence"}
     assert set(second[0]["fused"]) == {"1", "2", "3"} and len(second[0]["takes"]) == 3
     assert second[0]["fused"]["2"] == first[0]["fused"]["2"] and second[0]["takes"][:2] == first[0]["takes"]
 
@@ -141,7 +143,10 @@ def test_the_best_single_one_is_the_best_at_its_own_time() -> None:
     rows = [performance(3.0, 2.6), performance(2.0, 1.4), performance(0.0, 4.0), performance(4.0, 1.0)]
     assert scores(rows[0], 2)[BEST] == score(3.0, 7.0) and scores(rows[2], 2)[BEST] == score(1.0, 6.0)
     assert scores(rows[0], 3)[BEST] == score(9.0, 1.0), "a third recording may be the best"
+    assert scores(rows[0], 3)[AVERAGE] == pytest.approx(score(13 / 3, 14 / 3))
     ours = figures(rows, 2)["ours"]
+    averages = [2.0, 1.5, 0.5, 2.5]
+    assert ours["si_sdr_over_average"]["mean"] == pytest.approx(np.mean([2.6, 1.4, 4.0, 1.0]) - np.mean(averages))
     gains = [-0.4, -0.6, 3.0, -3.0]
     low, high = mean_interval(gains)
     assert ours["si_sdr_over_best"] == pytest.approx({"mean": np.mean(gains), "low": low, "high": high})
@@ -150,6 +155,15 @@ def test_the_best_single_one_is_the_best_at_its_own_time() -> None:
     summary = summarise(rows, (2, 3), 1, "m.jsonl", "some/model")
     assert summary["performances"] == 4 and summary["failed"] == 1 and summary["model"] == "model"
     assert set(summary["groups"]) == {"all", "measured", "phone"}
+
+
+def test_oracle_weights_leave_nothing_that_a_weight_could_take_away() -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.standard_normal((2, 400)).astype(np.float32)
+    waveforms = [(gain * clean + rng.standard_normal((2, 400))).astype(np.float32) for gain in (0.5, 2.0, -1.0)]
+    residual = (best_sum(waveforms, clean) - clean).ravel()
+    assert [abs(float(residual @ waveform.ravel())) < 1e-2 for waveform in waveforms] == [True] * 3
+    assert np.allclose(best_sum([clean, waveforms[0]], clean), clean, atol=1e-5)
 
 
 def test_bad_arguments_are_one_line(options, manifest, tmp_path, capsys) -> None:
