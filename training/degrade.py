@@ -16,7 +16,8 @@ from training.device import Device
 from training.sources import DIRECT_S, NoiseBed, Roots, inside, read_music, read_responses
 
 CONDITIONS = ("crowd", "room", "room_crowd", "phone")
-TRAINING_CONDITIONS = (*CONDITIONS, "clean")  # who never saw clean music will "restore" it
+# Who never saw clean music will "restore" it, and make music of an audience that is alone: both stay as they are.
+TRAINING_CONDITIONS = (*CONDITIONS, "clean", "audience")
 EARLY_S = 0.05
 MAX_LEAD_IN_S = 2.0  # music before the excerpt, so that the room already rings when it starts
 OFF_DB = -120.0  # level of a leak that is not there
@@ -89,7 +90,7 @@ def draw(
 
     Args:
         condition: one of TRAINING_CONDITIONS; `crowd` has no room, `room` nothing else, `phone` everything, `clean`
-            nothing.
+            nothing, `audience` no music.
         music_row, rir_row, noise_rows: rows of the indexes; all noise that may be used, of one split.
         offset_s: where the excerpt of `seconds` starts in the music.
         channels: 1 (the music's downmix) or 2.
@@ -120,6 +121,8 @@ def draw(
     }
     row |= _draw_loudspeakers(rng, everything, channels)
     row |= _draw_room(rng, condition not in ("crowd", "clean"), rir_row, RANGES[ranges], channels, num_takes)
+    if condition == "audience":
+        row["music_in_room"] = 0
     row["lead_in_s"] = float(min(offset_s, MAX_LEAD_IN_S, row["rt60_s"]))
     row |= _draw_crowd(rng, condition not in ("room", "clean"), noise_rows, RANGES[ranges], num_takes)
     row |= _draw_local_noises(rng, everything, noise_rows, num_takes)
@@ -245,7 +248,7 @@ def render(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
     """Make the recordings that a row describes, and their target. The same row gives the same bits.
 
     The clean target is the clean excerpt itself: responses have a direct path of unit energy, and no stage changes
-    the level or the time of the direct path beyond its equalisation.
+    the level or the time of the direct path beyond its equalisation. Of an audience alone it is the first recording.
     """
     sample_rate: int = row["sample_rate"]
     clean = read_music(row, roots)
@@ -264,6 +267,8 @@ def render(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
         response = None if responses is None else take_response(row, responses, take)
         music = convolve(feed, response) if row["music_in_room"] and response is not None else feed
         sound, music_power = music, _power(music[:, lead_in:])
+        if row["condition"] == "audience":
+            sound = np.zeros_like(music)
         if beds:
             crowd = crowd_at(row, beds, response, take)
             sound = sound + _level(crowd, lead_in, music_power, row["snr_db"][take])
@@ -276,6 +281,8 @@ def render(row: Mapping[str, Any], roots: Roots) -> RenderedPair:
         if row["misalignment_s"][take]:
             recording = equaliser.shift(recording, row["misalignment_s"][take], sample_rate)
         takes.append(recording[:, lead_in:])
+    if row["condition"] == "audience":
+        clean = np.pad(takes[0], ((0, 0), (lead_in, 0)))
     early_response = np.zeros((len(clean), round(EARLY_S * sample_rate)), dtype=np.float32)
     early_response[:, 0] = 1.0
     if row["music_in_room"] and responses is not None:

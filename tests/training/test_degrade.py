@@ -79,6 +79,21 @@ def test_clean_music_is_recorded_as_it_is(corpus: Roots) -> None:
     np.testing.assert_array_equal(pair.early, pair.clean)
 
 
+def test_an_audience_alone_stays_as_it_is_and_holds_no_music(corpus: Roots) -> None:
+    row = drawn(corpus, "audience", num_takes=2)
+    pair = render(row, corpus)
+    np.testing.assert_array_equal(pair.clean, pair.recordings[0])
+    np.testing.assert_allclose(pair.early, pair.clean, atol=1e-6)
+    # As loud as beside the music, of which nothing is left: another piece gives the same but for its level.
+    other = render({**row, "music_path": "train1.flac" if "0" in row["music_path"] else "train0.flac"}, corpus)
+    for recorded, again in zip(pair.recordings, other.recordings, strict=True):
+        likeness = np.vdot(recorded, again) / np.sqrt(np.vdot(recorded, recorded) * np.vdot(again, again))
+        assert likeness == pytest.approx(1.0, abs=1e-5)
+    beside = render({**row, "condition": "room_crowd"}, corpus)
+    music = beside.recordings[0] - pair.recordings[0]
+    assert power_db(music) - power_db(pair.recordings[0]) == pytest.approx(row["snr_db"][0], abs=0.05)
+
+
 def test_crowd_is_at_the_recorded_snr(corpus: Roots) -> None:
     for seed in range(4):
         row = drawn(corpus, "crowd", seed=seed, num_takes=2)
