@@ -15,14 +15,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from .config import ConfigError, NonNegativeInt, PositiveInt, Section, load_config, parse_as, read_values
 
-PIPELINE = "pipeline"
+PIPELINE, PAIRS = "pipeline", "pairs"  # folders: of a run's result, and below `--out`
 
 
 class DataRecipe(Section):
@@ -37,6 +37,8 @@ class DataRecipe(Section):
 class PairsRecipe(Section):
     """Options of :mod:`training.make_synth_pairs`."""
 
+    split: Literal["train", "validation"] = "train"
+    ranges: Literal["train", "benchmark"] = "train"
     first_row: NonNegativeInt
     count: PositiveInt
     seconds: Annotated[float, Field(gt=0)] = 6.0
@@ -60,18 +62,22 @@ class Recipe(Section):
     config: Path  # of the model, beside the recipe
     data: DataRecipe
     pairs: dict[str, PairsRecipe]
+    validation: str | None = None  # name of the pairs that every run is measured on
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        if unknown := sorted({name for stage in self.stages for name in stage.pairs} - set(self.pairs)):
-            raise ValueError(f"stages ask for the pairs {unknown}, which are not described")
+        asked = {name for stage in self.stages for name in stage.pairs} | ({self.validation} - {None})
+        if unknown := sorted(f"{name}" for name in asked - set(self.pairs)):
+            raise ValueError(f"the pairs {unknown} are asked for, but not described")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages share a name: {names}")
-        rows = sorted((pairs.first_row, pairs.first_row + pairs.count, name) for name, pairs in self.pairs.items())
-        for (_, end, name), (start, _, other) in zip(rows, rows[1:], strict=False):
-            if start < end:
+        rows = sorted(
+            (pairs.split, pairs.first_row, pairs.first_row + pairs.count, name) for name, pairs in self.pairs.items()
+        )
+        for (split, _, end, name), (other_split, start, _, other) in zip(rows, rows[1:], strict=False):
+            if split == other_split and start < end:
                 raise ValueError(f"the pairs {name} and {other} share rows")
         return self
 
@@ -108,27 +114,24 @@ def data_commands(
     yield [*crowd, *(["--measured", f"{measured_crowd}"] if measured_crowd else [])]
 
 
-def pairs_commands(recipe: Recipe, stage: Stage, data: Path, out: Path) -> Iterator[list[str]]:
-    """What draws and renders the pairs of a run, all into one folder."""
-    for name in stage.pairs:
-        command = ["training.make_synth_pairs", "--split", "train", "--out", f"{out / name}.jsonl"]
-        command += ["--memmap", f"{out / stage.name}"]
-        for key in ("clean", "rirs", "noise"):
-            command += [f"--{key}", f"{data / key}"]
-        for key, value in recipe.pairs[name].model_dump().items():
-            command += [f"--{key.replace('_', '-')}", f"{value}"]
-        yield command
+def pairs_command(name: str, pairs: PairsRecipe, data: Path, folder: Path) -> list[str]:
+    """What draws pairs and renders them into a folder, beside which their manifest lies."""
+    command = ["training.make_synth_pairs", "--out", f"{folder.parent / name}.jsonl", "--memmap", f"{folder}"]
+    for key in ("clean", "rirs", "noise"):
+        command += [f"--{key}", f"{data / key}"]
+    for key, value in pairs.model_dump().items():
+        command += [f"--{key.replace('_', '-')}", f"{value}"]
+    return command
 
 
-def train_command(
-    recipe: Path, stage: Stage, model: Path, data: Path, pairs: Path, out: Path, before: Path | None
-) -> list[str]:
+def train_command(path: Path, recipe: Recipe, stage: Stage, data: Path, out: Path, before: Path | None) -> list[str]:
     """The run itself, which goes on from its last checkpoint, or from the weights of the run before."""
-    command = ["training.train", "--config", f"{recipe.parent / model}", "--output_dir", f"{out}"]
+    command = ["training.train", "--config", f"{path.parent / recipe.config}", "--output_dir", f"{out / stage.name}"]
     command += ["--resume_from_checkpoint", "latest", "--report_to", "none"]
     command += ["--init_from", f"{before}"] if before else []
     folders = {"clean_music_dir": "clean", "rir_dir": "rirs", "noise_dir": "noise"}
-    values = [*settings(stage), f"data.memmap_dir={pairs / stage.name}"]
+    values = [*settings(stage), f"data.memmap_dir={out / PAIRS / stage.name}"]
+    values += [f"data.validation_pairs={out / PAIRS / recipe.validation if recipe.validation else 'null'}"]
     values += [f"data.{key}={data / name}" for key, name in folders.items()]
     return [*command, *(part for value in values for part in ("--set", value))]
 
@@ -157,13 +160,15 @@ def reproduce(
         data = out / "data"
         for command in data_commands(recipe, data, measured_rirs, measured_crowd):
             run(command)
+    if recipe.validation:
+        run(pairs_command(recipe.validation, recipe.pairs[recipe.validation], data, out / PAIRS / recipe.validation))
     before: Path | None = None
     for stage in recipe.stages:
         folder = out / stage.name
         if not (folder / PIPELINE).is_dir():
-            for command in pairs_commands(recipe, stage, data, out / "pairs"):
-                run(command)
-            run(train_command(path, stage, recipe.config, data, out / "pairs", folder, before))
+            for name in stage.pairs:
+                run(pairs_command(name, recipe.pairs[name], data, out / PAIRS / stage.name))
+            run(train_command(path, recipe, stage, data, out, before))
         if not (folder / PIPELINE).is_dir():  # asked to stop, which is no failure
             raise KeyboardInterrupt
         before = folder / PIPELINE

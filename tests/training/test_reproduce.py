@@ -42,11 +42,13 @@ RECIPE = {
     "pairs": {
         "one": {**PAIRS, "first_row": 0, "takes": "1:1"},
         "two": {**PAIRS, "first_row": 2, "takes": "2:1"},
+        "held out": {**PAIRS, "first_row": 0, "takes": "1:1", "split": "validation"},
     },
+    "validation": "held out",
     "stages": [
         {"name": "shallow", "pairs": ["one"], "set": {"model.layers_per_block": 1, "train.max_train_steps": 2}},
         # So slow that the weights show where they come from.
-        {"name": "deep", "pairs": ["one", "two"], "set": {"train.max_train_steps": 3, "train.lr": 1e-8}},
+        {"name": "deep", "pairs": ["two"], "set": {"train.max_train_steps": 3, "train.lr": 1e-8}},
     ],
 }
 
@@ -67,10 +69,12 @@ def test_runs_follow_one_another_and_are_not_repeated(corpus, tmp_path, capfd):
     path, out = written(tmp_path, RECIPE), tmp_path / "out"
     assert follow(path, out, corpus) == 0
     assert capfd.readouterr().out.splitlines()[-1] == str(out / "deep" / "pipeline")
-    assert len(list((out / "pairs" / "deep").glob("shard-*.json"))) == 2
+    assert [path.name for path in (out / "pairs" / "deep").glob("shard-*.json")] == ["shard-00000002.json"]
     starts = {name: json.loads((out / name / "starts.jsonl").read_text()) for name in ("shallow", "deep")}
     assert "--init_from" not in starts["shallow"]["command"]
     assert "--init_from" in starts["deep"]["command"]
+    history = [json.loads(line) for line in (out / "deep" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history if "validation/si_sdr" in row] == [3]
     shallow, deep = (
         UNet2DConditionModel.from_pretrained(out / name / "pipeline" / "unet") for name in ("shallow", "deep")
     )
@@ -85,7 +89,11 @@ def test_runs_follow_one_another_and_are_not_repeated(corpus, tmp_path, capfd):
 
 
 def test_a_step_that_fails_is_named(corpus, tmp_path, capfd):
-    bad = {**RECIPE, "pairs": {**RECIPE["pairs"], "one": {**PAIRS, "first_row": 0, "takes": "4:1", "seconds": 60.0}}}
+    bad = {
+        **RECIPE,
+        "validation": None,
+        "pairs": {**RECIPE["pairs"], "one": {**PAIRS, "first_row": 0, "takes": "4:1", "seconds": 60.0}},
+    }
     assert follow(written(tmp_path, bad), tmp_path / "out", corpus) == 1
     assert "training.make_synth_pairs failed" in capfd.readouterr().err
 
@@ -97,6 +105,7 @@ def test_a_step_that_fails_is_named(corpus, tmp_path, capfd):
         ({"stages": [{"name": "a", "pairs": ["one"], "set": {"train.speed": 9}}]}, "speed"),
         ({"stages": [{"name": "a", "pairs": [], "set": {}}] * 2}, "share a name"),
         ({"stages": []}, "stages"),
+        ({"validation": "four"}, "four"),
         ({"pairs": {**RECIPE["pairs"], "two": {**PAIRS, "first_row": 1, "takes": "2:1"}}}, "share rows"),
         ({"colour": "red"}, "colour"),
     ],
@@ -108,7 +117,7 @@ def test_bad_recipes_are_refused_before_anything_starts(change, message, tmp_pat
 
 def test_the_shipped_recipe_ends_in_the_shipped_architecture():
     recipe = reproduce.load_recipe(SHIPPED)
-    assert {name for stage in recipe.stages for name in stage.pairs} == set(recipe.pairs)
+    assert {name for stage in recipe.stages for name in stage.pairs} | {"validation"} == set(recipe.pairs)
     commands = list(reproduce.data_commands(recipe, Path("d"), None, Path("crowds")))
     assert [command[0] for command in commands] == ["training.corpora", "training.prepare_rirs", "training.crowd"]
     assert "--measured" not in commands[1]
