@@ -150,7 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="precision of the networks (default: bfloat16 on CUDA, else float32)",
+        help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on CPUs"
+        " that multiply in it, with AVX-512 BF16 or AMX, else float32)",
     )
     return parser
 
@@ -256,21 +257,21 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
     import transformers
 
     from .pipeline import Aud2StudioPipeline
+    from .precision import preferred_dtype
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, present in available.items() if present)
     elif not available[device.split(":")[0]]:
         raise ValueError(f"--device {device} is not there: use {', '.join(n for n, p in available.items() if p)}")
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     try:
         # A vocoder in half precision is audibly worse, or silently NaN.
-        precision = {"vocoder": torch.float32, "default": getattr(torch, dtype)}
+        chosen = preferred_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        precision = {"vocoder": torch.float32, "default": chosen}
         # transformers would draw weights that a file lacks at random; diffusers refuses such a file itself.
         encoder, loading = transformers.ASTModel.from_pretrained(
             model,

@@ -1,4 +1,4 @@
-"""Networks in half precision that overflow are computed again in float32, once."""
+"""Which precision the networks get where nobody says, and what is done where one overflows in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ logger = logging.get_logger(__name__)
 
 class NonFiniteError(ValueError):
     """A network gives NaN or infinite values in float32 too."""
+
+
+def preferred_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device multiplies in it: CUDA, and CPUs with AVX-512 BF16 or AMX; float32 elsewhere.
+
+    A CPU without these instructions converts back and forth, and is slower than in float32.
+    """
+    if device.startswith("cuda"):
+        return torch.bfloat16
+    if device == "cpu":
+        # A torch that cannot tell what the CPU does is taken for one that runs on none of these.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return torch.bfloat16
+    return torch.float32
 
 
 def finite_or_again(

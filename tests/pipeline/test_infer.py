@@ -20,6 +20,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from pipeline_aud2studio import Aud2StudioPipeline, files, infer
 from pipeline_aud2studio.plot import spectrogram_db
+from pipeline_aud2studio.precision import preferred_dtype
 from pipeline_aud2studio.source import ArraySource
 
 RATE = 44100
@@ -73,6 +74,7 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
     """Seed, steps, dryness and read-out reach the pipeline; the same command gives the same bits."""
     files.write(tmp_path / "i.wav", recording(), RATE, "FLOAT")
     call = ["--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--overwrite", "--steps", 3]
+    call += ["--dtype", "float32"]
     for options, arguments in [
         ([], {}),
         (["--seed", 7, "--dryness", 0.5], {"seed": 7, "dryness": 0.5}),
@@ -308,6 +310,22 @@ def test_scheduler_swaps_and_keeps_the_checkpoints_betas(toy_model, toy_pipeline
 def test_vocoder_stays_in_float32(toy_model: Path) -> None:
     pipeline = infer.load_pipeline(str(toy_model), "cpu", "bfloat16", None)
     assert [str(part.dtype) for part in (pipeline.unet, pipeline.vocoder)] == ["torch.bfloat16", "torch.float32"]
+
+
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", None])
+def test_the_default_precision_is_what_the_cpu_multiplies_in(toy_model: Path, monkeypatch, capability) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, capability: True}, raising=False)
+    pipeline = infer.load_pipeline(str(toy_model), "cpu", "auto", None)
+    expected = torch.float32 if capability is None else torch.bfloat16
+    assert (pipeline.unet.dtype, pipeline.condition_encoder.dtype) == (expected, expected)
+    assert pipeline.vocoder.dtype == torch.float32
+    assert infer.load_pipeline(str(toy_model), "cpu", "float32", None).unet.dtype == torch.float32
+
+
+def test_a_torch_that_does_not_know_the_cpu_gets_float32(monkeypatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert preferred_dtype("cpu") == preferred_dtype("mps") == torch.float32
+    assert preferred_dtype("cuda:1") == torch.bfloat16
 
 
 def damaged_model(toy_model: Path, folder: Path) -> Path:
