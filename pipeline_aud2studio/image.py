@@ -91,10 +91,10 @@ class BandImage:
 
     def stacked(self, planes: torch.Tensor, present: torch.Tensor) -> Features:
         """Channels of recordings (batch, R, 3, bands, frames) of which those exist that are `present` (batch, R)."""
-        planes = torch.where(present[:, :, None, None, None], planes, 0.0)
-        absent = (0, 0, 0, 0, 0, 0, 0, self.max_recordings - planes.shape[1])
-        channels = F.pad(planes, absent).transpose(1, 2).flatten(1, 2)
-        return Features(channels, planes[:, :, 0], present)
+        recordings = planes.shape[1]
+        channels = planes.new_zeros(len(planes), 3, self.max_recordings, *planes.shape[-2:])
+        channels[:, :, :recordings] = torch.where(present[:, None, :, None, None], planes.transpose(1, 2), 0.0)
+        return Features(channels.flatten(1, 2), channels[:, 0, :recordings], present)
 
     def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
         """The diffused quantity (batch, 1, bands, frames) that turns recording 0's log-mel into `log_mel` (nats)."""
@@ -107,9 +107,12 @@ class BandImage:
     def _input_log_mel(self, features: Features) -> torch.Tensor:
         return features.log_mel[:, :1] * self.mel_std + self.mel_mean
 
-    def assemble(self, noisy: torch.Tensor, features: Features) -> torch.Tensor:
+    def assemble(self, noisy: torch.Tensor, features: Features, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Patched image (batch, (1 + 3M) * patch^2, bands / patch, frames / patch)."""
-        return F.pixel_unshuffle(torch.cat([noisy, features.channels], dim=1), self.patch_size)
+        image, size = torch.cat([noisy, features.channels], dim=1).to(dtype), self.patch_size
+        # What `pixel_unshuffle` gives, which takes several times as long on a CPU.
+        pixels = [image[..., row::size, column::size] for row in range(size) for column in range(size)]
+        return torch.stack(pixels, dim=2).flatten(1, 2)
 
     def read(self, output: torch.Tensor, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes the UNet's output apart.
@@ -118,9 +121,21 @@ class BandImage:
             The prediction for channel 0 (batch, 1, bands, frames) and the complex gains (batch, R, bands, frames).
         """
         recordings, pixel = features.present.shape[1], self.patch_size**2
-        parts = output.float().split([pixel, self.max_recordings * pixel, self.max_recordings * pixel], dim=1)
-        prediction, real, imag = (F.pixel_shuffle(part[:, : recordings * pixel], self.patch_size) for part in parts)
+        parts = output.split([pixel, self.max_recordings * pixel, self.max_recordings * pixel], dim=1)
+        prediction, real, imag = (
+            F.pixel_shuffle(part[:, : recordings * pixel].contiguous().float(), self.patch_size) for part in parts
+        )
         return prediction, bounded_gain(real, imag, self.max_gain) * features.present[:, :, None, None]
+
+
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    """The image (batch, channels, height, width), copied so that the channels of a pixel lie beside each other.
+
+    As `image.contiguous(memory_format=torch.channels_last)`; torch transposes matrices by blocks, images element by
+    element.
+    """
+    pixels = torch.stack([item.t().contiguous() for item in image.flatten(2)])  # (batch, height * width, channels)
+    return pixels.unflatten(1, image.shape[2:]).permute(0, 3, 1, 2)
 
 
 def bounded_gain(real: torch.Tensor, imag: torch.Tensor, max_gain: float) -> torch.Tensor:

@@ -150,8 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on CPUs"
-        " that multiply in it, with AVX-512 BF16 or AMX, else float32)",
+        help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on"
+        " CPUs that multiply in it, with AVX-512 BF16 or AMX, else float32)",
     )
     return parser
 

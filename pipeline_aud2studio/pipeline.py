@@ -23,7 +23,7 @@ from .audio import match_loudness, resample
 from .blending import blended_parts, block_of
 from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
-from .image import BandImage, Features
+from .image import BandImage, Features, channels_last
 from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
@@ -342,20 +342,17 @@ class Aud2StudioPipeline(DiffusionPipeline):
         for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling, num_done):
             yield block.cpu().numpy()
 
-    def _stft(self, padded: Padded, first: int, num_frames: int, slots: list[list[int]]) -> torch.Tensor:
-        """Spectra of frames from `first` on, sorted into slots: (rows, slots, bins, num_frames)."""
-        stft = self._stft_of_channels(padded, first, num_frames)
-        return stft[torch.tensor(slots, device=stft.device)]
-
-    def _planes(self, padded: Padded, first: int, slots: list[list[int]]) -> torch.Tensor:
-        """Image planes of the chunk from frame `first` on, sorted into slots: (rows, slots, 3, bands, frames)."""
-        planes = self.image.planes(self._stft_of_channels(padded, first, self.chunk_frames), first)
-        return planes[torch.tensor(slots, device=planes.device)]
-
-    def _stft_of_channels(self, padded: Padded, first: int, num_frames: int) -> torch.Tensor:
-        """Spectra (all channels, bins, num_frames) of frames from `first` on."""
+    def _stft(self, padded: Padded, first: int) -> torch.Tensor:
+        """Spectra (all channels, bins, frames) of the chunk from frame `first` on."""
         hop, pad = self.transform.hop_length, self.transform.pad
-        return self.transform.stft_of_padded(padded.window(first * hop, (first + num_frames) * hop + 2 * pad))
+        return self.transform.stft_of_padded(padded.window(first * hop, (first + self.chunk_frames) * hop + 2 * pad))
+
+    def _features(self, spectra: list[torch.Tensor], starts: list[int], slots: list[list[int]]) -> Features:
+        """What the UNet sees of chunks that start at these frames, of their spectra (all channels, bins, frames)."""
+        index = torch.tensor(slots, device=spectra[0].device)
+        planes = [self.image.planes(stft, first)[index] for stft, first in zip(spectra, starts, strict=True)]
+        stacked = torch.cat(planes)  # (chunks * rows, slots, 3, bands, frames)
+        return self.image.stacked(stacked, torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device))
 
     def _faithful(
         self,
@@ -369,7 +366,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         """Filters the recordings by the complex band gains and adds them up: (rows, samples) piece by piece."""
         needed = self._first_sounding(num_done)
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "faithful")
-        spectra = ((first, self._filtered(padded, slots, first, gains)) for first, gains in bands)
+        spectra = ((first, self._filtered(stft, slots, gains)) for first, stft, gains in bands)
         yield from overlap_added(self.transform, spectra, num_samples, num_done)
 
     def _vocoded(
@@ -385,7 +382,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         start = num_done // self.transform.hop_length // VOCODER_BLOCK * VOCODER_BLOCK
         needed = max(start - VOCODER_CONTEXT, 0)
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "vocoder")
-        parts = ((first, part.cpu()) for first, part in bands)
+        parts = ((first, part.cpu()) for first, _, part in bands)
         skipped, wanted = num_done - start * self.transform.hop_length, num_samples - num_done
         for samples in vocode_parts(self.vocoder, parts, self._execution_device, start):
             block = samples[:, skipped : skipped + wanted]
@@ -408,9 +405,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         start = max(block - 1, 0) * VOCODER_BLOCK
         needed = max(start - VOCODER_CONTEXT, 0)
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "blend")
-        parts = (
-            (first, self._filtered(padded, slots, first, both[:, :-1]), both[:, -1].real) for first, both in bands
-        )
+        parts = ((first, self._filtered(stft, slots, both[:, :-1]), both[:, -1].real) for first, stft, both in bands)
         vocode = partial(vocode_parts, self.vocoder, device=self._execution_device, start=start)
         spectra = blended_parts(self.transform, parts, vocode, num_frames, block)
         yield from overlap_added(self.transform, spectra, num_samples, num_done)
@@ -419,10 +414,19 @@ class Aud2StudioPipeline(DiffusionPipeline):
         """The first frame whose window reaches into what is still to be yielded."""
         return max(num_done - self.transform.pad, 0) // self.transform.hop_length
 
-    def _filtered(self, padded: Padded, slots: list[list[int]], first: int, gains: torch.Tensor) -> torch.Tensor:
-        """The faithful spectrum (rows, bins, frames) of gains (rows, slots, bands, frames) from frame `first` on."""
-        stft = self._stft(padded, first, gains.shape[-1], slots)
-        return (self.transform.spread(gains) * stft).sum(1)
+    def _filtered(self, stft: torch.Tensor, slots: list[list[int]], gains: torch.Tensor) -> torch.Tensor:
+        """The faithful spectrum (rows, bins, frames).
+
+        Args:
+            stft: Spectra (all channels, bins, frames) of a chunk, which may be longer than what has gains.
+            gains: For each row and slot (rows, slots, bands, frames).
+        """
+        spread = self.transform.spread(gains)  # (rows, slots, bins, frames)
+        filtered = torch.zeros_like(spread[:, 0])
+        for row, channels in enumerate(slots):
+            for slot, channel in enumerate(channels):
+                filtered[row].addcmul_(spread[row, slot], stft[channel, :, : gains.shape[-1]])
+        return filtered
 
     def _restored_bands(
         self,
@@ -433,19 +437,19 @@ class Aud2StudioPipeline(DiffusionPipeline):
         sampling: _Sampling,
         needed: int,
         reconstruction: str,
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Runs the chunks through the UNet and cross-fades them.
 
         Args:
             needed: The first frame that is needed; there may be others before it, which then are not right.
 
         Yields:
-            The first frame and the final frames, from there on, of what :meth:`_sample` gives.
+            The first frame of a chunk, the spectra (all channels, bins, frames) of all of it, and the final frames,
+            from the first one on, of what :meth:`_sample` gives.
         """
         num_frames = self.transform.num_frames(num_samples)
         starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
         fader = CrossFader(num_frames, self.chunk_frames, self.config.overlap_frames)
-        present = torch.ones(len(slots), len(slots[0]), dtype=torch.bool, device=self._execution_device)
         together = max(1, batch_size // len(slots))
         # Whole groups, as they would be from the beginning on: a neighbour in the batch changes the last bits. The
         # first frames of a chunk are not right without the one before it.
@@ -456,15 +460,15 @@ class Aud2StudioPipeline(DiffusionPipeline):
             progress.initial = progress.n = begin
             for index in range(begin, len(starts), together):
                 group = starts[index : index + together]
-                chunks = [self.image.stacked(self._planes(padded, first, slots), present) for first in group]
-                features = Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+                spectra = [self._stft(padded, first) for first in group]
+                features = self._features(spectra, group, slots)
                 bands = finite_or_again(
                     partial(self._sample, features, group, sampling, reconstruction),
                     {"condition_encoder": self.condition_encoder, "unet": self.unet},
                     f"at {group[0] * self.transform.hop_length / self.config.sample_rate:.1f} s",
                 )
-                for first, chunk in zip(group, bands.chunk(len(group)), strict=True):
-                    yield first, fader.add(first, chunk)
+                for first, stft, chunk in zip(group, spectra, bands.chunk(len(group)), strict=True):
+                    yield first, stft, fader.add(first, chunk)
                 progress.update(len(group))
 
     def _sample(self, features: Features, starts: list[int], sampling: _Sampling, reconstruction: str) -> torch.Tensor:
@@ -476,6 +480,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         """
         # a. Condition of every recording
         condition = unet_condition(self.unet, self.condition_encoder, features)
+        dtype = self.unet.dtype  # once: diffusers looks through all modules for it
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
         self.scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
@@ -484,7 +489,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             noisy = self.scheduler.scale_model_input(latents, timestep)
-            image = self.image.assemble(noisy, features).to(self.unet.dtype, memory_format=torch.channels_last)
+            image = channels_last(self.image.assemble(noisy, features, dtype))
             return self.image.read(self.unet(image, timestep, **condition).sample, features)
 
         # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.

@@ -223,7 +223,9 @@ def _restored(
         for part in decoded:
             spool = original = part.spool
             if original.sample_rate != own_rate:
-                spool = spools.enter_context(closing(Spool(folder, original.num_channels, own_rate)))
+                spool = spools.enter_context(
+                    closing(Spool(folder, original.num_channels, own_rate, is_measured=False))
+                )
                 spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
             sources.append(Scaled(spool, level_gain(part.rms)))
         generator = torch.Generator().manual_seed(settings.seed)

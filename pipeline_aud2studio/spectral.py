@@ -91,7 +91,8 @@ class BandTransform:
     def stft_of_padded(self, padded: torch.Tensor) -> torch.Tensor:
         """Spectrum (batch, bins, frames) of samples (batch, pad + frames * hop + pad), edges included."""
         self._on(padded.device)
-        return torch.stft(padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
+        stft = torch.stft(padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True)
+        return stft.contiguous()  # torch gives a transpose, which everything that follows would read slowly
 
     def overlap_add(self, stft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Windowed frames added up, not yet divided by the window's energy.
@@ -101,7 +102,8 @@ class BandTransform:
             Both add up over neighbouring blocks of frames, which is how a stream is put together.
         """
         self._on(stft.device)
-        frames = torch.fft.irfft(stft.transpose(-1, -2), n=self.n_fft) * self.window  # (..., frames, n_fft)
+        frames = torch.fft.irfft(stft.transpose(-1, -2).contiguous(), n=self.n_fft)  # (..., frames, n_fft)
+        frames = frames * self.window
         energy = self.window.square().expand(stft.shape[-1], -1)
         return self._add_frames(frames), self._add_frames(energy)
 
@@ -156,11 +158,11 @@ class BandTransform:
 
 
 class _Banded:
-    """A real matrix (rows, columns) whose entries lie near a diagonal, as eight blocks of rows without the zeros."""
+    """A real matrix (rows, columns) whose entries lie near a diagonal, as sixteen blocks of rows without the zeros."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self._blocks = []
-        for rows in matrix.tensor_split(8):
+        for rows in matrix.tensor_split(16):
             used = torch.nonzero(rows.any(0)).flatten().tolist() or [0]
             columns = slice(used[0], used[-1] + 1)
             self._blocks.append((columns, rows[:, columns].contiguous()))
@@ -171,8 +173,9 @@ class _Banded:
 
     def __matmul__(self, values: torch.Tensor) -> torch.Tensor:
         """Product (..., rows, frames) with real or complex values (..., columns, frames)."""
-        if values.is_complex():
-            return torch.complex(self @ values.real.contiguous(), self @ values.imag.contiguous())
+        if values.is_complex():  # real and imaginary parts as frames of their own: (..., columns, 2 * frames)
+            product = self @ torch.view_as_real(values.contiguous()).flatten(-2)
+            return torch.view_as_complex(product.unflatten(-1, (-1, 2)))
         with torch.autocast(values.device.type, enabled=False):  # it is for networks
             return torch.cat([rows @ values[..., columns, :] for columns, rows in self._blocks], dim=-2)
 

@@ -23,15 +23,16 @@ class Spool:
     Args:
         folder: Whose disk holds the file.
         num_channels, sample_rate: Of the waveform.
+        is_measured: Whether the meter is wanted; it costs more than the writing.
 
     Attributes:
         meter: Loudness, level and peak of what was written.
     """
 
-    def __init__(self, folder: Path, num_channels: int, sample_rate: int) -> None:
+    def __init__(self, folder: Path, num_channels: int, sample_rate: int, is_measured: bool = True) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
         self.num_channels, self.sample_rate, self.num_samples = num_channels, sample_rate, 0
-        self.meter = LoudnessMeter(num_channels, sample_rate)
+        self.meter, self._is_measured = LoudnessMeter(num_channels, sample_rate), is_measured
 
     def extend(self, blocks: Iterable[Waveform]) -> Spool:
         """Writes blocks (channels, samples); returns itself.
@@ -42,7 +43,8 @@ class Spool:
         for block in blocks:
             write_all(self._file, interleaved(block))
             self.num_samples += block.shape[1]
-            self.meter.push(block)
+            if self._is_measured:
+                self.meter.push(block)
         return self
 
     def read(self, start: int, stop: int) -> Waveform:

@@ -120,9 +120,7 @@ def tabulate(cases: dict[str, Case], results: dict[str, Any]) -> str:
         else:
             quality = f"{found['si_sdr_db']:.2f}" if "si_sdr_db" in found else ""
             speed = f"{found['rtf']:.3f} | {1 / found['rtf']:.1f}"
-            lines.append(
-                f"| {name} | {speed} | {found['cpu_s']:.1f} | {found['peak_rss_mb']:.0f} | {quality} |"
-            )
+            lines.append(f"| {name} | {speed} | {found['cpu_s']:.1f} | {found['peak_rss_mb']:.0f} | {quality} |")
     default = results["cases"].get(cases["default"].key, {})
     if "stages_s" in default:
         clock = "seconds" if cases["default"].device.startswith("cuda") else "CPU s"

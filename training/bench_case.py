@@ -169,8 +169,7 @@ def _observe(stages: Stages, pipeline: Any) -> None:
         component.register_forward_hook(lambda *_: stages.leave())
     # Instance attributes: the classes stay as they are.
     pipeline._stft = stages.wrapped("features", pipeline._stft)
-    pipeline._planes = stages.wrapped("features", pipeline._planes)
-    pipeline.image.stacked = stages.wrapped("features", pipeline.image.stacked)
+    pipeline._features = stages.wrapped("features", pipeline._features)
 
 
 def measure_own(case: Case, folder: Path) -> dict[str, Any]:
