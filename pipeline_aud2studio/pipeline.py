@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,8 +135,37 @@ class Aud2StudioPipeline(DiffusionPipeline):
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str] = (),
         strength: float = 1.0,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
     ) -> None:
         """Raises a `ValueError` that says which argument of the call is wrong and what it may be."""
+        wanted: list[tuple[str, Any, type, str]] = [
+            ("sampling_rate", sampling_rate, Integral, "an integer"),
+            ("num_inference_steps", num_inference_steps, Integral, "an integer"),
+            ("batch_size", batch_size, Integral, "an integer"),
+            ("dryness", dryness, Real, "a number"),
+            ("strength", strength, Real, "a number"),
+            ("reconstruction", reconstruction, str, "a string"),
+            ("output_type", output_type, str, "a string"),
+        ]
+        for name, value, kind, what in wanted:
+            _check_type(name, value, kind, what)
+        if generator is not None:
+            _check_type("generator", generator, torch.Generator, "a `torch.Generator` or None")
+            if generator.device.type != "cpu":
+                raise ValueError(
+                    f"`generator` has to be on the CPU, whatever the pipeline is on; got {generator.device}."
+                )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"`callback_on_step_end` has to be callable or None, got {_shown(callback_on_step_end)}.")
+        if latents is not None:
+            _check_type("latents", latents, torch.Tensor, "a `torch.Tensor` or None")
+            if latents.ndim != 4 or latents.shape[1:3] != (1, self.transform.n_mels) or not latents.numel():
+                raise ValueError(
+                    f"`latents` has to have the shape (rows, 1, {self.transform.n_mels}, frames), got "
+                    f"{tuple(latents.shape)}."
+                )
         if not 8000 <= sampling_rate <= 192000:
             raise ValueError(f"`sampling_rate` has to be within 8000 and 192000 Hz, got {sampling_rate}.")
         num_train_timesteps = self.scheduler.config.num_train_timesteps
@@ -159,10 +190,11 @@ class Aud2StudioPipeline(DiffusionPipeline):
             raise ValueError(f"`batch_size` has to be at least 1, got {batch_size}.")
         if output_type not in ("np", "pt"):
             raise ValueError(f"`output_type` has to be 'np' or 'pt', got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        inputs = callback_on_step_end_tensor_inputs
+        if not isinstance(inputs, list | tuple) or any(name not in self._callback_tensor_inputs for name in inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {unknown}."
+                f"`callback_on_step_end_tensor_inputs` has to be a list that may hold {self._callback_tensor_inputs}, "
+                f"got {_shown(inputs)}."
             )
 
     @torch.no_grad()
@@ -218,7 +250,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
             channels and loudness of the (reference) input, as float32.
 
         Raises:
-            ValueError: If an argument is out of range, or `audio` has a wrong shape or non-finite samples.
+            ValueError: If an argument has a wrong type or is out of range, or `audio` has a wrong shape or non-finite
+                samples.
         """
         # 1. Check inputs
         if num_inference_steps is None:
@@ -232,10 +265,16 @@ class Aud2StudioPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
             strength,
+            generator,
+            latents,
+            callback_on_step_end,
         )
         performances = as_performances(audio, self.max_recordings)
-        if latents is not None and len(performances) > 1:
-            raise ValueError("`latents` can be given for one performance at a time, not for a batch.")
+        if latents is not None:
+            if len(performances) > 1:
+                raise ValueError("`latents` can be given for one performance at a time, not for a batch.")
+            if len(latents) != (rows := len(performances[0][0])):
+                raise ValueError(f"`latents` has to have a row for each channel, {rows}, got {len(latents)}.")
 
         # 2. Every performance draws its own seed, so that its result does not depend on its neighbours in the batch
         seeds = torch.randint(2**62, (len(performances),), generator=generator).tolist()
@@ -312,13 +351,21 @@ class Aud2StudioPipeline(DiffusionPipeline):
             at any loudness.
 
         Raises:
-            ValueError: If an argument is out of range, or there are more takes than the model stacks.
+            ValueError: If an argument has a wrong type or is out of range, or there are more takes than the model
+                stacks.
         """
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
         self.check_inputs(
-            self.config.sample_rate, num_inference_steps, reconstruction, 1.0, batch_size, output_type="np"
+            self.config.sample_rate,
+            num_inference_steps,
+            reconstruction,
+            1.0,
+            batch_size,
+            output_type="np",
+            generator=generator,
         )
+        _check_type("num_done", num_done, Integral, "an integer")
         if not 1 <= len(takes) <= self.max_recordings:
             raise ValueError(f"`takes` can be a list of 1 to {self.max_recordings} takes, got {len(takes)}.")
         if not 0 <= num_done <= takes[0].num_samples:
@@ -546,6 +593,17 @@ class Aud2StudioPipeline(DiffusionPipeline):
         rows = len(features.log_mel) // len(starts)
         seeds = [(sampling.seed + 1_000_003 * step + 8_191_000_003 * first) % 2**63 for first in starts]
         return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(rows)]}
+
+
+def _check_type(name: str, value: Any, kind: type, what: str) -> None:
+    """Raises a `ValueError` if an argument is not of a type; True and False are no numbers here."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"`{name}` has to be {what}, got {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    """A wrong argument in short, for messages."""
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 class _Sampling(NamedTuple):

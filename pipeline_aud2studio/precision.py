@@ -25,7 +25,7 @@ def preferred_dtype(device: str) -> torch.dtype:
         return torch.bfloat16
     if device == "cpu":
         # A torch that cannot tell what the CPU does is taken for one that runs on none of these.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
             return torch.bfloat16
     return torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,6 +48,15 @@ def as_performances(audio: AudioInput | Sequence[AudioInput], max_recordings: in
         ValueError: If the shape, the number of takes or channels, the type or a sample is not usable.
     """
     if not isinstance(audio, np.ndarray | torch.Tensor):
+        if isinstance(audio, str | bytes | os.PathLike):
+            raise ValueError(
+                f"`audio` has to be samples, not the path of a file: read {audio!r} first, for example with "
+                f"`soundfile.read`, and pass its sampling rate, too."
+            )
+        if not isinstance(audio, Sequence):
+            raise ValueError(
+                f"`audio` has to be a numpy array, a torch tensor or a list of these, got {type(audio).__name__}."
+            )
         if not 1 <= len(audio) <= max_recordings:
             raise ValueError(f"`audio` can be a list of 1 to {max_recordings} takes, got {len(audio)}.")
         return [[_as_take(take) for take in audio]]
@@ -58,6 +68,12 @@ def as_performances(audio: AudioInput | Sequence[AudioInput], max_recordings: in
 
 
 def _as_take(audio: AudioInput) -> np.ndarray:
+    if not isinstance(audio, np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"Every take of `audio` has to be a numpy array or a torch tensor, got {type(audio).__name__}."
+        )
+    if isinstance(audio, torch.Tensor) and not audio.is_floating_point():
+        raise ValueError(f"`audio` has to be floating point with full scale at 1.0, got {audio.dtype}.")
     waveform = audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else np.asarray(audio)
     if waveform.ndim == 1:
         waveform = waveform[None]

@@ -337,11 +337,50 @@ def test_autocast_is_for_the_networks_only(identity_pipeline):
         ({"batch_size": 0}, "batch_size"),
         ({"output_type": "pil"}, "output_type"),
         ({"callback_on_step_end_tensor_inputs": ["image"]}, "callback_on_step_end_tensor_inputs"),
+        ({"latents": torch.zeros(1, 1, 64, 130)}, r"\(rows, 1, 128, frames\), got \(1, 1, 64, 130\)"),
+        ({"latents": torch.zeros(2, 1, 128, 130)}, "a row for each channel, 1, got 2"),
     ],
 )
 def test_bad_arguments_are_named(toy_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         toy_pipeline(recording(), **{"sampling_rate": RATE, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("sampling_rate", "44100", "an integer, got '44100' of type str"),
+        ("sampling_rate", 44100.5, "an integer, got 44100.5 of type float"),
+        ("sampling_rate", None, "an integer, got None of type NoneType"),
+        ("num_inference_steps", "5", "an integer"),
+        ("num_inference_steps", True, "an integer, got True of type bool"),
+        ("batch_size", 2.0, "an integer"),
+        ("batch_size", [2], "an integer"),
+        ("dryness", "1", "a number, got '1' of type str"),
+        ("dryness", None, "a number"),
+        ("strength", 1j, "a number"),
+        ("reconstruction", 3, "a string"),
+        ("reconstruction", np.array(["faithful", "blend"]), "a string"),
+        ("output_type", 3, "a string"),
+        ("generator", 3, "a `torch.Generator` or None, got 3 of type int"),
+        ("generator", [torch.Generator()], "a `torch.Generator` or None"),
+        ("latents", np.zeros((1, 1, 128, 130)), "a `torch.Tensor` or None"),
+        ("callback_on_step_end", 5, "callable or None, got 5 of type int"),
+        ("callback_on_step_end_tensor_inputs", None, "a list"),
+        ("callback_on_step_end_tensor_inputs", "latents", "a list"),
+        ("callback_on_step_end_tensor_inputs", [["latents"]], "a list"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(toy_pipeline, name, value, wanted):
+    with pytest.raises(ValueError, match=f"^`{name}` has to be {wanted}.*\\.$"):
+        toy_pipeline(recording(), **{"sampling_rate": RATE, name: value})
+
+
+def test_numbers_may_be_numpys(toy_pipeline):
+    audio = recording(1, 0.3)
+    arguments = {"sampling_rate": np.int64(RATE), "num_inference_steps": np.int32(1), "dryness": np.float32(1)}
+    found = toy_pipeline(audio, **arguments, generator=seeded()).audios
+    np.testing.assert_array_equal(found, toy_pipeline(audio, RATE, 1, generator=seeded()).audios)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +394,15 @@ def test_bad_arguments_are_named(toy_pipeline, arguments, message):
         (np.zeros((1, 100), np.int16), "floating point"),
         ([np.zeros((1, 100), np.float32)] * 5, "1 to 4 takes"),
         ([], "1 to 4 takes"),
+        ("audience.wav", "read 'audience.wav' first"),
+        (Path("audience.wav"), "not the path of a file"),
+        (None, "a list of these, got NoneType"),
+        (3, "a list of these, got int"),
+        ({"audio": np.zeros(100, np.float32)}, "a list of these, got dict"),
+        ([0.1, 0.2], "Every take of `audio` has to be a numpy array or a torch tensor, got float"),
+        (["front.wav", "balcony.wav"], "Every take of `audio` has to be .*, got str"),
+        (torch.zeros(1, 100, dtype=torch.int16), "floating point with full scale at 1.0, got torch.int16"),
+        (torch.zeros(1, 100, dtype=torch.complex64), "floating point with full scale at 1.0, got torch.complex64"),
     ],
 )
 def test_bad_audio_is_explained(toy_pipeline, audio, message):
