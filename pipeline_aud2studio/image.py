@@ -11,6 +11,7 @@ Recording 0 is the one to be restored. A missing recording is all zeros and gets
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,10 @@ class BandImage:
             present: Which recordings exist (batch, R), bool.
             first_frame: Absolute index of the first frame.
         """
-        return self.stacked(self.planes(stft, first_frame), present)
+        planes, recordings = self.planes(stft, first_frame), stft.shape[1]
+        channels = planes.new_zeros(len(planes), 3, self.max_recordings, *planes.shape[-2:])
+        channels[:, :, :recordings] = torch.where(present[:, None, :, None, None], planes.transpose(1, 2), 0.0)
+        return Features(channels.flatten(1, 2), channels[:, 0, :recordings], present)
 
     def planes(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Log-mel, real and imaginary part of every spectrum (..., bins, frames): (..., 3, bands, frames)."""
@@ -89,12 +93,20 @@ class BandImage:
         scale = self.band_scale * (real.square() + imag.square() + _TINY) ** ((COMPRESSION - 1) / 2)
         return torch.stack([log_mel, real * scale, imag * scale], dim=-3)
 
-    def stacked(self, planes: torch.Tensor, present: torch.Tensor) -> Features:
-        """Channels of recordings (batch, R, 3, bands, frames) of which those exist that are `present` (batch, R)."""
-        recordings = planes.shape[1]
-        channels = planes.new_zeros(len(planes), 3, self.max_recordings, *planes.shape[-2:])
-        channels[:, :, :recordings] = torch.where(present[:, None, :, None, None], planes.transpose(1, 2), 0.0)
-        return Features(channels.flatten(1, 2), channels[:, 0, :recordings], present)
+    def placed(self, planes: Sequence[torch.Tensor], slots: Sequence[Sequence[int]]) -> Features:
+        """Channels of chunks in which every row sees recordings of its own, none of them missing.
+
+        Args:
+            planes: Of all recordings of a chunk (recordings, 3, bands, frames), for every chunk.
+            slots: Which recordings a row sees, for every row of a chunk; the rows of the first chunk come first.
+        """
+        rows = [(chunk, seen) for chunk in planes for seen in slots]
+        channels = planes[0].new_zeros(len(rows), 3, self.max_recordings, *planes[0].shape[-2:])
+        for row, (chunk, seen) in zip(channels, rows, strict=True):
+            for slot, recording in enumerate(seen):
+                row[:, slot] = chunk[recording]
+        present = torch.ones(len(rows), len(slots[0]), dtype=torch.bool, device=channels.device)
+        return Features(channels.flatten(1, 2), channels[:, 0, : present.shape[1]], present)
 
     def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
         """The diffused quantity (batch, 1, bands, frames) that turns recording 0's log-mel into `log_mel` (nats)."""
@@ -126,16 +138,6 @@ class BandImage:
             F.pixel_shuffle(part[:, : recordings * pixel].contiguous().float(), self.patch_size) for part in parts
         )
         return prediction, bounded_gain(real, imag, self.max_gain) * features.present[:, :, None, None]
-
-
-def channels_last(image: torch.Tensor) -> torch.Tensor:
-    """The image (batch, channels, height, width), copied so that the channels of a pixel lie beside each other.
-
-    As `image.contiguous(memory_format=torch.channels_last)`; torch transposes matrices by blocks, images element by
-    element.
-    """
-    pixels = torch.stack([item.t().contiguous() for item in image.flatten(2)])  # (batch, height * width, channels)
-    return pixels.unflatten(1, image.shape[2:]).permute(0, 3, 1, 2)
 
 
 def bounded_gain(real: torch.Tensor, imag: torch.Tensor, max_gain: float) -> torch.Tensor:

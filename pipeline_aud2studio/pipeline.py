@@ -25,7 +25,7 @@ from .audio import match_loudness, resample
 from .blending import blended_parts, block_of
 from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
-from .image import BandImage, Features, channels_last
+from .image import BandImage, Features
 from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
@@ -396,10 +396,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
     def _features(self, spectra: list[torch.Tensor], starts: list[int], slots: list[list[int]]) -> Features:
         """What the UNet sees of chunks that start at these frames, of their spectra (all channels, bins, frames)."""
-        index = torch.tensor(slots, device=spectra[0].device)
-        planes = [self.image.planes(stft, first)[index] for stft, first in zip(spectra, starts, strict=True)]
-        stacked = torch.cat(planes)  # (chunks * rows, slots, 3, bands, frames)
-        return self.image.stacked(stacked, torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device))
+        planes = [self.image.planes(stft, first) for stft, first in zip(spectra, starts, strict=True)]
+        return self.image.placed(planes, slots)
 
     def _faithful(
         self,
@@ -536,7 +534,9 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             noisy = self.scheduler.scale_model_input(latents, timestep)
-            image = channels_last(self.image.assemble(noisy, features, dtype))
+            image = self.image.assemble(noisy, features, dtype)
+            if image.device.type != "cpu":  # whose convolutions are as fast with the one layout as with the other
+                image = image.contiguous(memory_format=torch.channels_last)
             return self.image.read(self.unet(image, timestep, **condition).sample, features)
 
         # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.

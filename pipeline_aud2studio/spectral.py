@@ -123,8 +123,8 @@ class BandTransform:
     def log_mel(self, stft: torch.Tensor) -> torch.Tensor:
         """Natural logarithm of the mel spectrum (..., bands, frames) that BigVGAN is conditioned on."""
         self._on(stft.device)
-        magnitude = (stft.real.square() + stft.imag.square() + POWER_FLOOR).sqrt()
-        return (self._mel @ magnitude).clamp_min(MEL_FLOOR).log()
+        power = stft.real.square().addcmul_(stft.imag, stft.imag).add_(POWER_FLOOR)
+        return (self._mel @ power.sqrt_()).clamp_min(MEL_FLOOR).log()
 
     def band_average(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Complex average of every band, demodulated by the band's centre frequency: (..., bands, frames).

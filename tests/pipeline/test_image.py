@@ -44,6 +44,16 @@ def test_recordings_that_no_item_has_need_not_be_given(image, features):
     assert image.read(output, fewer)[1].shape == (1, 2, 128, 32)
 
 
+def test_rows_see_the_recordings_of_their_slots(image):
+    stft = image.transform.stft(0.1 * torch.randn(2, 3, 256 * 32, generator=torch.Generator().manual_seed(7)))
+    slots = [[0, 1, 2], [1, 0, 2]]
+    placed = image.placed([image.planes(chunk) for chunk in stft], slots)
+    rows = torch.stack([chunk[slot] for chunk in stft for slot in slots])  # (4, 3, bins, frames)
+    expected = image.features(rows, torch.ones(4, 3, dtype=torch.bool))
+    for found, wanted in zip(placed, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_correction_and_corrected_undo_each_other(image, features):
     log_mel = torch.randn(2, 1, 128, 32, generator=torch.Generator().manual_seed(2))
     correction = image.correction(log_mel, features)
@@ -60,6 +70,7 @@ def test_patches_go_in_and_come_out_in_place(image, features):
     for channel, row, column in [(0, 0, 1), (5, 1, 0), (12, 1, 1)]:
         expected = full[:, channel, row::2, column::2]
         torch.testing.assert_close(patched[:, channel * 4 + 2 * row + column], expected)
+    assert torch.equal(image.assemble(noisy, features, torch.bfloat16), patched.bfloat16())
     prediction, gains = image.read(torch.arange(2 * 36 * 64 * 16.0).reshape(2, 36, 64, 16), features)
     assert prediction.shape == (2, 1, 128, 32) and gains.shape == (2, 4, 128, 32)
     assert prediction[0, 0, 3, 5] == (2 * 1 + 1) * 64 * 16 + 1 * 16 + 2

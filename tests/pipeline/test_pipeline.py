@@ -182,8 +182,8 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
             return type("Output", (), {"sample": nn.functional.pixel_unshuffle(output, 2)})
 
     features = []
-    real_stacked = BandImage.stacked
-    monkeypatch.setattr(BandImage, "stacked", lambda *a, **k: features.append(real_stacked(*a, **k)) or features[-1])
+    real_placed = BandImage.placed
+    monkeypatch.setattr(BandImage, "placed", lambda *a, **k: features.append(real_placed(*a, **k)) or features[-1])
     mels = []
 
     def silent(vocoder, parts, device, start):
