@@ -97,10 +97,10 @@ def test_no_seam_above_minus_80_dbfs(
     sources, gains, blocks = [], [], []
     bands_of, stream_of = pipeline._restored_bands, pipeline.stream
 
-    def observed_bands(*args: object) -> Iterator[tuple[int, object]]:
-        for first, part in bands_of(*args):
+    def observed_bands(*args: object) -> Iterator[tuple[int, object, object]]:
+        for first, stft, part in bands_of(*args):
             gains.append(part[0, 0].numpy())
-            yield first, part
+            yield first, stft, part
 
     def observed_stream(takes: list, *args: object, **kwargs: object) -> Iterator[np.ndarray]:
         sources.append(takes[0].read(0, takes[0].num_samples)[0])
