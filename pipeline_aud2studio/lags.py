@@ -11,6 +11,7 @@ The correlations are GCC-PHAT: Knapp and Carter, "The generalized correlation me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,8 @@ TRACK_REACH_S, MIN_SCORE = 0.02, 5.0
 SEED_WINDOWS = 8
 # A match is interpolated to this many points a sample before the parabola.
 OVERSAMPLING = 4
+# Windows for the coherence: as long as most of a hall's echoes; more of them cost time and tell nothing new.
+INFORMATION_WINDOW_S, INFORMATION_WINDOWS = 1.0, 200
 # A second line must explain this many windows more than the first alone before a jump is believed.
 JUMP_WINDOWS = 4
 # Lines that a robust fit tries: all pairs of a few dozen windows, a seeded choice of more.
@@ -85,6 +88,22 @@ class Correlations:
         return Correlations(self.times_s, (self.spectra * turns).astype(np.complex64), self.size, self.reach_s)
 
 
+def top_hz(reference: Recording, recording: Recording) -> float:
+    """Up to where both recordings have something."""
+    return 0.45 * min(reference.sample_rate, recording.sample_rate, RATE)
+
+
+def read_pair(
+    reference: Recording, recording: Recording, segment: Segment, start: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both recordings from sample `start` on of the reference's clock at `RATE`, `(length)` each."""
+    near, far = (
+        read_on_reference_clock(take, clock, start, start + length, RATE, mono=True)
+        for take, clock in ((reference, IDENTITY), (recording, segment))
+    )
+    return near, far
+
+
 def correlate_windows(
     reference: Recording, recording: Recording, segment: Segment, times_s: np.ndarray, window_s: float, reach_s: float
 ) -> Correlations:
@@ -96,14 +115,13 @@ def correlate_windows(
     size, out_size = (2 * scipy.fft.next_fast_len(samples, real=True) for samples in (length, 2 * reach))
     taper = tukey(length, 0.2).astype(np.float32)
     frequencies = scipy.fft.rfftfreq(size, 1 / RATE)
-    top_hz = 0.45 * min(reference.sample_rate, recording.sample_rate, RATE)
-    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz)
+    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz(reference, recording))
     times, spectra = [], []
     for time_s in times_s:
         start = int(round(float(segment.to_reference(time_s)) * RATE)) - length // 2
         near, far = (
-            scipy.fft.rfft(read_on_reference_clock(take, clock, start, start + length, RATE, mono=True) * taper, size)
-            for take, clock in ((reference, IDENTITY), (recording, segment))
+            scipy.fft.rfft(samples * taper, size)
+            for samples in read_pair(reference, recording, segment, start, length)
         )
         cross = far * near.conj()
         magnitude = np.abs(cross)
@@ -116,6 +134,40 @@ def correlate_windows(
         spectra.append(scipy.fft.rfft(cut / np.linalg.norm(cut)).astype(np.complex64))
     table = np.array(spectra).reshape(len(times), out_size // 2 + 1)
     return Correlations(np.array(times), table, out_size, reach_s)
+
+
+def common_information(reference: Recording, recording: Recording, segments: Sequence[Segment]) -> float:
+    """How much one recording tells of the other if they lie so, in nats; of two matches, the right one has more.
+
+    That of Gaussian processes, which follows from their coherence (Gelfand and Yaglom, 1957), less what chance gives.
+    """
+    length = int(INFORMATION_WINDOW_S * RATE)
+    taper = np.hanning(length)
+    frequencies = scipy.fft.rfftfreq(length, 1 / RATE)
+    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz(reference, recording))
+    cross, powers, count, shared_s = np.zeros(band.sum(), dtype=np.complex128), np.zeros((2, band.sum())), 0, 0.0
+    for segment in segments:
+        start_s = max(0.0, float(segment.to_reference(segment.start_s)))
+        stop_s = min(reference.duration_s, float(segment.to_reference(segment.end_s)))
+        shared_s += max(0.0, stop_s - start_s)
+        starts = np.arange(int(start_s * RATE), int(stop_s * RATE) - length + 1, length)
+        for start in starts[:: max(1, len(starts) // INFORMATION_WINDOWS)].tolist():
+            near, far = read_pair(reference, recording, segment, start, length)
+            levels = float(np.linalg.norm(near)), float(np.linalg.norm(far))
+            if min(levels) <= 0:
+                continue
+            # Level by level, lest the loudest moment of a crowd decides.
+            near, far = (
+                scipy.fft.rfft(each / level * taper)[band] for each, level in zip((near, far), levels, strict=True)
+            )
+            cross += far * near.conj()
+            powers += np.abs([near, far]) ** 2
+            count += 1
+    if count < 2:
+        return 0.0
+    coherence = np.abs(cross) ** 2 / np.maximum(powers.prod(axis=0), 1e-30)
+    nats = float(-np.log(np.maximum(1 - coherence, 1e-6)).mean()) - 1 / (count - 1)
+    return nats * shared_s * float(np.ptp(frequencies[band]))
 
 
 def find_drift(correlations: Correlations, reach: float) -> float:

@@ -15,9 +15,13 @@ import scipy.fft
 from .onsets import FRAME_RATE
 
 SEGMENT_S = 40.0
+# Where the shorter recording is shorter than this many segments, it is cut into as many; never below so many seconds.
+MIN_SEGMENTS, MIN_SEGMENT_S = 3, 5.0
+# A lag is judged by what of a segment it lays on the reference, this much at least.
+MIN_OVERLAP_S = 3.0
 # Candidates kept of a segment, and how far they must stick out of its correlation, in standard deviations.
 NUM_PEAKS = 6
-MIN_SCORE = 4.0
+MIN_SCORE = 3.0
 # Peaks closer than this are one.
 PEAK_DISTANCE_S = 0.25
 # Clocks may differ by this much; what the search tolerates is a little more than what recorders do.
@@ -74,21 +78,42 @@ class SegmentMatcher:
         ]
 
     def correlate(self, segment: np.ndarray) -> np.ndarray:
-        """Correlation, float32; index i is the lag (reference frame minus segment frame) `i - segment_frames`."""
+        """Correlation, float32; index i is the lag (reference frame minus segment frame) `i - segment_frames`.
+
+        Where a segment overlaps the reference in part, what chance makes of it is less: its deviation is made equal.
+        """
         spectrum = scipy.fft.rfft(segment, self.fft_frames, axis=1).conj()
         pieces = [scipy.fft.irfft((block * spectrum).sum(axis=0), self.fft_frames) for block in self.spectra]
-        return np.concatenate([piece[: self.step] for piece in pieces])[: self.num_frames + self.segment_frames]
+        correlation = np.concatenate([piece[: self.step] for piece in pieces])[: self.num_frames + self.segment_frames]
+        length = segment.shape[1]
+        lags = np.arange(len(correlation)) - self.segment_frames
+        overlap = np.minimum(lags + length, self.num_frames) - np.maximum(lags, 0)
+        return correlation / np.sqrt(np.clip(overlap / length, min(MIN_OVERLAP_S * FRAME_RATE / length, 1.0), None))
 
 
-def find_candidates(reference: np.ndarray, features: np.ndarray) -> Candidates:
+def segment_lengths(reference: np.ndarray, features: np.ndarray) -> list[int]:
+    """Frames of the segments to cut a recording into, best first.
+
+    A short recording is cut into few short segments, lest a jump is missed. Where these show nothing, as they are
+    short, or several lags alike, as music repeats, longer ones may tell: drift does not blur them yet.
+
+    Args:
+        reference, features: `(rows, frames)` at `FRAME_RATE`.
+    """
+    shortest = min(features.shape[1], reference.shape[1])
+    longest = int(min(SEGMENT_S * FRAME_RATE, features.shape[1]))
+    length = int(np.clip(shortest // MIN_SEGMENTS, min(MIN_SEGMENT_S * FRAME_RATE, shortest), longest))
+    return [length] if length == longest else [length, longest]
+
+
+def find_candidates(reference: np.ndarray, features: np.ndarray, length: int) -> Candidates:
     """Peaks of the correlation of a recording's segments with the whole reference.
 
     Args:
         reference, features: `(rows, frames)` at `FRAME_RATE`, standardised in time.
+        length: frames of a segment.
     """
     num_frames = features.shape[1]
-    shortest = min(num_frames, reference.shape[1])
-    length = int(np.clip(shortest // 3, min(5 * FRAME_RATE, shortest), SEGMENT_S * FRAME_RATE))
     matcher = SegmentMatcher(reference, length)
     found: list[tuple[float, float, float]] = []
     last = num_frames - length

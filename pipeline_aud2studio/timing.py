@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,7 @@ class Timing:
         drift_ppm: of the longest stretch between two jumps, on average.
         polarity: 1, or -1 where the recording is inverted.
         confidence: share of the windows that agree with the segments, 0 to 1.
+        direct_height: how far the direct sound stands out, as in `direct.direct_delay`; the segments' mean.
         windows: what was measured; `residuals_s` are their distances from the segments' lines.
     """
 
@@ -58,6 +60,7 @@ class Timing:
     drift_ppm: float
     polarity: int
     confidence: float
+    direct_height: float
     windows: Windows
     residuals_s: np.ndarray
 
@@ -80,12 +83,36 @@ class _Stretch:
         return self.windows.lags_s - self.course.lags_at(self.windows.times_s)
 
 
-def refine(reference: Recording, recording: Recording, runs: list[Run], sample_rate: float) -> Timing | None:
-    """Measures a coarse match in many windows; None where reference and recording do not overlap enough to tell.
+@dataclass(frozen=True)
+class Match:
+    """Where the windows agree, up to the direct sound, which takes as long to find as all the rest.
 
-    Args:
-        sample_rate: rate in Hz at which the direct sound's arrival is measured.
+    `groups`: stretches in order of time; those of a group share a pattern.
     """
+
+    groups: tuple[tuple[_Stretch, ...], ...]
+
+    @property
+    def stretches(self) -> list[_Stretch]:
+        return [stretch for group in self.groups for stretch in group]
+
+    @property
+    def confidence(self) -> float:
+        """Share of the windows that agree with the courses, 0 to 1."""
+        return agreement(
+            np.concatenate([stretch.inliers for stretch in self.stretches]),
+            sum(len(stretch.course.times_s) for stretch in self.stretches),
+        )
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The courses' pieces, from the first to the last window that agrees."""
+        courses = [stretch.course for stretch in self.stretches]
+        return [segment for course in courses for segment in course.segments(course.start_s, course.end_s)]
+
+
+def refine(reference: Recording, recording: Recording, runs: list[Run]) -> Match | None:
+    """Measures a coarse match in many windows; None where reference and recording do not overlap enough to tell."""
     coarse = _cover([Segment.from_line(run.offset_s, run.slope, run.start_s, run.end_s) for run in runs], recording)
     rough = [part for segment in coarse for part in _rough_pass(reference, recording, segment)]
     if not rough:
@@ -94,17 +121,26 @@ def refine(reference: Recording, recording: Recording, runs: list[Run], sample_r
     segments = [segment for segment, _ in believed or [max(rough, key=lambda part: part[1])]]
     covering = _cover(_merge(segments), recording)
     total_s = sum(segment.end_s - segment.start_s for segment in covering)
+    shares = [(segment.end_s - segment.start_s) / total_s for segment in covering]
+    groups = [
+        tuple(_fine_pass(reference, recording, segment, max(int(share * FINE_WINDOWS), MIN_WINDOWS)))
+        for segment, share in zip(covering, shares, strict=True)
+    ]
+    return Match(tuple(group for group in groups if group)) if any(groups) else None
+
+
+def locate(reference: Recording, recording: Recording, match: Match, sample_rate: float) -> Timing:
+    """The timing of the direct sound on a match.
+
+    Args:
+        sample_rate: rate in Hz at which its arrival is measured.
+    """
     stretches: list[_Stretch] = []
-    signed_heights = 0.0
-    for segment in covering:
-        share = (segment.end_s - segment.start_s) / total_s
-        found = _fine_pass(reference, recording, segment, max(int(share * FINE_WINDOWS), MIN_WINDOWS))
-        if found:
-            direct_s, height = _find_direct_sound(reference, recording, found, sample_rate)
-            stretches += [replace(stretch, direct_s=direct_s) for stretch in found]
-            signed_heights += height * sum(len(stretch.windows) for stretch in found)
-    if not stretches:
-        return None
+    heights: list[tuple[float, int]] = []  # signed, with the number of windows
+    for group in match.groups:
+        direct_s, height = _find_direct_sound(reference, recording, group, sample_rate)
+        stretches += [replace(stretch, direct_s=direct_s) for stretch in group]
+        heights.append((height, sum(len(stretch.windows) for stretch in group)))
     stretches = _one_clock(stretches)
     edges = [0.0, *_jumps(reference, recording, stretches), recording.duration_s]
     spans = zip(stretches, edges, edges[1:], strict=False)
@@ -116,11 +152,9 @@ def refine(reference: Recording, recording: Recording, runs: list[Run], sample_r
             for segment in stretch.course.shifted(-stretch.direct_s).segments(start_s, end_s)
         ),
         drift_ppm=Segment.from_line(0.0, longest.course.slope, 0.0, 0.0).drift_ppm,
-        polarity=1 if signed_heights >= 0 else -1,
-        confidence=agreement(
-            np.concatenate([stretch.inliers for stretch in stretches]),
-            sum(len(stretch.course.times_s) for stretch in stretches),
-        ),
+        polarity=1 if sum(height * count for height, count in heights) >= 0 else -1,
+        confidence=match.confidence,
+        direct_height=sum(abs(height) * count for height, count in heights) / sum(count for _, count in heights),
         windows=Windows(
             np.concatenate([stretch.windows.times_s for stretch in stretches]),
             np.concatenate([stretch.windows.lags_s - stretch.direct_s for stretch in stretches]),
@@ -227,7 +261,7 @@ def _slope_reach(windows: Windows) -> float:
 
 
 def _find_direct_sound(
-    reference: Recording, recording: Recording, stretches: list[_Stretch], sample_rate: float
+    reference: Recording, recording: Recording, stretches: Sequence[_Stretch], sample_rate: float
 ) -> tuple[float, float]:
     """Delay and signed height of the direct sound against lines that share a pattern, from their agreeing windows."""
     windows = [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from concert import RATE, clock, heard, music, notes
+from scipy.signal import oaconvolve
 
 from pipeline_aud2studio import align_command, files
 from pipeline_aud2studio.alignment import Alignment, align, align_pair
@@ -19,7 +20,7 @@ from pipeline_aud2studio.clock import Segment, blocks_on_reference_clock, read_o
 from pipeline_aud2studio.course import fit_courses
 from pipeline_aud2studio.direct import minimum_phase
 from pipeline_aud2studio.lags import Windows, split_lines
-from pipeline_aud2studio.matching import best_path, find_candidates
+from pipeline_aud2studio.matching import best_path, find_candidates, segment_lengths
 from pipeline_aud2studio.onsets import (
     FRAME_RATE,
     beat_chroma,
@@ -112,6 +113,39 @@ def test_another_performance_is_refused_unless_forced() -> None:
     result = align([reference, again, same], RATE, reference=0, force=True)
     assert [alignment.accepted for alignment in result.alignments] == [True, True, True]
     assert result.alignments[1].confidence < 0.2 and result.alignments[2].confidence > 0.8
+
+
+def test_music_that_repeats_lies_where_the_voice_agrees() -> None:
+    # A loop of 3.1 s fits at several lags. At some of them more windows overlap than at the right one, where all that
+    # is sung agrees as well: the likeliest path was 3.1 s off.
+    bar, voice = notes(32, 2.8), notes(132, 24.0)
+    loop = [bar[bar[:, 0] < 2.8] + [3.1 * turn, 0.0, 0.0, 0.0] for turn in range(7)]
+    table = np.concatenate([*loop, voice[np.random.default_rng(32).random(len(voice)) < 0.1]])
+    table = table[np.argsort(table[:, 0])]
+    reference = heard(clock(13.0, 0.0, 0.0), table, seed=1)
+    recording = heard(clock(13.0, 4.3, 80.0), table, seed=2)
+
+    alignment = align_pair(reference, recording, RATE)
+
+    assert alignment.accepted
+    assert largest_error_s(alignment, 4.3, 80.0, (0.0, 8.7)) < EXACT_S
+
+
+def test_a_direct_sound_that_drowns_in_reverberation_is_not_guessed() -> None:
+    table = notes(41, 16.0)
+
+    def in_church(waveform: np.ndarray, seed: int, drr_db: float) -> np.ndarray:
+        tail = np.random.default_rng(seed).standard_normal(3 * RATE) * np.exp(-6.9 * np.arange(3 * RATE) / (3 * RATE))
+        tail *= 10 ** (-drr_db / 20) / np.linalg.norm(tail)
+        tail[0] = 1.0
+        return oaconvolve(waveform, tail)[: len(waveform)].astype(np.float32)
+
+    near, far = heard(clock(12.0, 0.0, 0.0), table, seed=1), heard(clock(12.0, 0.7, 50.0), table, seed=2)
+    clear = align([in_church(near, 3, -9.0), in_church(far, 4, -9.0)], RATE, reference=0).alignments[1]
+    assert largest_error_s(clear, 0.7, 50.0, (0.0, 11.0)) < EXACT_S
+    # Here all windows agree on a line, but nothing tells which of the echoes it leads through: it was 5 ms off.
+    with pytest.raises(ValueError, match="to tell when the direct sound arrives"):
+        align([in_church(near, 3, -15.0), in_church(far, 4, -15.0)], RATE, reference=0)
 
 
 def test_the_reference_is_the_best_recording_that_any_other_agrees_with() -> None:
@@ -272,7 +306,7 @@ def test_the_coarse_search_follows_drift_and_jumps() -> None:
     lags = 100.0 + np.where(times > 200.0, 50.0, 0.0) - 500e-6 * times
     frames = np.round((times + lags) * FRAME_RATE).astype(int)
     recording = reference[:, frames] + rng.standard_normal((6, len(times))).astype(np.float32)
-    runs = best_path(find_candidates(reference, recording))
+    runs = best_path(find_candidates(reference, recording, *segment_lengths(reference, recording)))
     assert len(runs) == 2
     for run, offset_s in zip(runs, (100.0, 150.0), strict=True):
         middle_s = (run.start_s + run.end_s) / 2
