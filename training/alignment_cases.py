@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,18 @@ class Library:
         return cls(roots, music, venues, crowds)
 
 
+@cache
+def read_resampled(path: Path, mono: bool) -> np.ndarray:
+    """A file at `SAMPLE_RATE`, float32 (samples,) if mono, (channels, samples) else; kept, as all cases share them."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return soxr.resample(samples.mean(axis=1) if mono else samples, rate, SAMPLE_RATE).T
+
+
 def read_track(library: Library, row: Mapping[str, Any]) -> np.ndarray:
     """A piece as both loudspeakers play it: the mean of its channels, its stems summed, (samples,) of unit RMS."""
     mix = np.zeros(0, dtype=np.float32)
     for path in row.get("stems") or [row["path"]]:
-        samples, rate = soundfile.read(inside(library.roots.clean_music_dir, path), dtype="float32", always_2d=True)
-        mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
+        mono = read_resampled(inside(library.roots.clean_music_dir, path), True)
         mix = np.pad(mix, (0, max(len(mono) - len(mix), 0)))
         mix[: len(mono)] += mono
     return mix / (np.sqrt(np.mean(np.square(mix))) + 1e-9)
@@ -150,11 +157,13 @@ def record(
     heard = convolve(concert[start:stop], response)
     crowd = crowd_around(rng, library, heard.shape)
     level = np.sqrt(np.mean(np.square(heard))) / np.sqrt(np.mean(np.square(crowd)))
-    heard += level * 10 ** (-take.snr_db / 20) * crowd
-    recorded = take.polarity * device.record(heard, SAMPLE_RATE, take.device)
+    crowd *= level * 10 ** (-take.snr_db / 20)
+    heard += crowd
+    recorded = device.record(heard, SAMPLE_RATE, take.device)
     rate = take.sample_rate * (1 + take.drift_ppm * 1e-6)
     recorded = soxr.resample(recorded.T, SAMPLE_RATE, rate, quality="VHQ").T
-    return 0.5 * recorded / np.abs(recorded).max()
+    recorded *= take.polarity * 0.5 / np.abs(recorded).max()
+    return recorded
 
 
 def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
@@ -173,8 +182,8 @@ def crowd_around(rng: np.random.Generator, library: Library, shape: tuple[int, i
     start, fade = 0, SAMPLE_RATE // 2
     while start < samples:
         row = library.crowds[int(rng.integers(len(library.crowds)))]
-        bed, rate = soundfile.read(inside(library.roots.noise_dir, row["path"]), dtype="float32", always_2d=True)
-        bed = soxr.resample(bed, rate, SAMPLE_RATE).T[np.arange(channels) % bed.shape[1]]
+        bed = read_resampled(inside(library.roots.noise_dir, row["path"]), False)
+        bed = bed[np.arange(channels) % len(bed)]
         bed *= 10 ** (rng.uniform(-6.0, 6.0) / 20) / (np.sqrt(np.mean(np.square(bed))) + 1e-9)
         ramp = np.minimum(1.0, np.arange(1, bed.shape[1] + 1) / fade)
         bed *= np.sqrt(ramp * ramp[::-1])

@@ -25,7 +25,7 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from pipeline_aud2studio.alignment import MIN_CONFIDENCE, align
+from pipeline_aud2studio.alignment import align
 from pipeline_aud2studio.recording import Recording
 from training.alignment_cases import SAMPLE_RATE, Library, Take, make_case, make_impostors
 from training.report import write_json
@@ -124,8 +124,9 @@ def run_ours(files: Files) -> list[dict[str, Any]]:
         return [{"accepted": False, "confidence": 0.0, "segments": [], "reason": str(error)} for _ in files[1:]]
     return [
         {
-            "accepted": alignment.confidence >= MIN_CONFIDENCE,
+            "accepted": not alignment.reason,
             "confidence": alignment.confidence,
+            "direct_height": alignment.direct_height,
             "polarity": alignment.polarity,
             "segments": [vars(segment) for segment in alignment.segments],
         }
@@ -190,13 +191,13 @@ def score(estimates: Sequence[dict[str, Any]], takes: Sequence[Take]) -> list[di
 
 
 def tabulate(cases: Sequence[dict[str, Any]], impostors: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown, one line a method."""
-    methods = list((cases or impostors)[0]["results"])
-    recordings = {name: [row for case in cases for row in case["results"][name]] for name in methods}
-    pairs = {name: [row for pair in impostors for row in pair["results"][name]] for name in methods}
+    """The table in Markdown, one line a method; what was computed without a peer does not count for it."""
+    methods = dict.fromkeys(name for row in (*cases, *impostors) for name in row["results"])
+    recordings = {name: [row for case in cases for row in case["results"].get(name, [])] for name in methods}
+    pairs = {name: [row for pair in impostors for row in pair["results"].get(name, [])] for name in methods}
     header = (
-        "| | accepted, % | accepted falsely, % | error <= 0.1 ms, % | error <= 0.02 ms, % | median error, ms "
-        "| 95th percentile, ms | polarity right, % | processor time, s |"
+        "| | recordings, pairs | accepted, % | accepted falsely, % | error <= 0.1 ms, % | error <= 0.02 ms, % "
+        "| median error, ms | 95th percentile, ms | polarity right, % | processor time, s |"
     )
     lines = [
         f"{sum(len(case['takes']) - 1 for case in cases)} recordings in {len(cases)} cases, "
@@ -204,14 +205,15 @@ def tabulate(cases: Sequence[dict[str, Any]], impostors: Sequence[dict[str, Any]
         "of the recordings accepted.",
         "",
         header,
-        "|---" * 9 + "|",
-        "| aimed at | " + " | ".join(TARGETS) + " | | | | |",
+        "|---" * 10 + "|",
+        "| aimed at | 100 cases, 100 | " + " | ".join(TARGETS) + " | | | | |",
     ]
     for name in methods:
         accepted = [row for row in recordings[name] if row["accepted"]]
         errors = np.array([row["max_error_ms"] for row in accepted])
         polarities = [row["polarity_right"] for row in accepted if "polarity_right" in row]
         cells = [
+            f"{len(recordings[name])}, {len(pairs[name])}",
             percentage([row["accepted"] for row in recordings[name]]),
             percentage([row["accepted"] for row in pairs[name]]),
             percentage(errors <= GOOD_MS),
