@@ -20,9 +20,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from .average import average
 from .config import ConfigError, NonNegativeInt, PositiveInt, Section, load_config, parse_as, read_values
 
-PIPELINE, PAIRS = "pipeline", "pairs"  # folders: of a run's result, and below `--out`
+PIPELINE, AVERAGED = "pipeline", "averaged"  # folders of a run
+PAIRS = "pairs"  # folder below `--out`
 
 
 class DataRecipe(Section):
@@ -56,6 +58,7 @@ class Stage(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pairs: tuple[str, ...]  # sets that it is trained on
     set: dict[str, Any]  # `section.key` of the configuration and its value
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of its weights in the result, with those it began with
 
 
 class Recipe(Section):
@@ -171,7 +174,12 @@ def reproduce(
             run(train_command(path, recipe, stage, data, out, before))
         if not (folder / PIPELINE).is_dir():  # asked to stop, which is no failure
             raise KeyboardInterrupt
-        before = folder / PIPELINE
+        result = folder / PIPELINE
+        if before is not None and stage.share < 1:
+            result = folder / AVERAGED
+            if not result.is_dir():
+                average(before, folder / PIPELINE, stage.share, result)
+        before = result
     assert before is not None
     return before
 

@@ -48,7 +48,7 @@ RECIPE = {
     "stages": [
         {"name": "shallow", "pairs": ["one"], "set": {"model.layers_per_block": 1, "train.max_train_steps": 2}},
         # So slow that the weights show where they come from.
-        {"name": "deep", "pairs": ["two"], "set": {"train.max_train_steps": 3, "train.lr": 1e-8}},
+        {"name": "deep", "share": 0.5, "pairs": ["two"], "set": {"train.max_train_steps": 3, "train.lr": 1e-8}},
     ],
 }
 
@@ -68,7 +68,7 @@ def follow(path: Path, out: Path, corpus) -> int:
 def test_runs_follow_one_another_and_are_not_repeated(corpus, tmp_path, capfd):
     path, out = written(tmp_path, RECIPE), tmp_path / "out"
     assert follow(path, out, corpus) == 0
-    assert capfd.readouterr().out.splitlines()[-1] == str(out / "deep" / "pipeline")
+    assert capfd.readouterr().out.splitlines()[-1] == str(out / "deep" / "averaged")
     assert [path.name for path in (out / "pairs" / "deep").glob("shard-*.json")] == ["shard-00000002.json"]
     starts = {name: json.loads((out / name / "starts.jsonl").read_text()) for name in ("shallow", "deep")}
     assert "--init_from" not in starts["shallow"]["command"]
