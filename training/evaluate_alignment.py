@@ -5,6 +5,8 @@
 One JSON file per case under `--out`: the same command goes on where it was stopped. Ends with a table in Markdown
 (`alignment.md`), with the figures that are aimed at, and audio-offset-finder for comparison where it is installed
 (`pip install --no-deps audio-offset-finder`, it asks for an older numpy than it needs).
+
+    python -m training.evaluate_alignment --hours 3         # the time and memory that two long recordings take
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,15 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from pipeline_aud2studio.alignment import align
+from pipeline_aud2studio.files import atomic_path
 from pipeline_aud2studio.recording import Recording
 from training.alignment_cases import SAMPLE_RATE, Library, Take, make_case, make_impostors
+from training.bench_case import Case, peak_rss_mb, write_recording
 from training.report import write_json
 
 GOOD_MS, EXACT_MS = 0.1, 0.02
@@ -55,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--temporary", type=Path, help="folder for the recordings of the case at hand (default: system's)"
     )
+    parser.add_argument("--hours", type=float, help="measure time and memory with two recordings of this length only")
     args = parser.parse_args(arguments)
+    if args.hours:
+        print(measure_long(3600 * args.hours, args.temporary))
+        return
     library = Library.load(args.data)
     methods: dict[str, Method] = {"aud2studio": run_ours}
     if not args.no_peer and peer_available():
@@ -85,10 +94,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     write_json(path, make(seed, Path(folder)))
             results[kind].append(json.loads(path.read_text(encoding="utf-8")))
     table = tabulate(results["case"], results["impostor"])
-    temporary = args.out / "alignment.md.part"
-    temporary.write_text(table, encoding="utf-8")
-    os.replace(temporary, args.out / "alignment.md")
+    with atomic_path(args.out / "alignment.md") as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    plot_errors(args.out / "alignment.png", results["case"])
     print(table)
+
+
+def measure_long(seconds: float, temporary: Path | None) -> str:
+    """Time and peak memory of this process for two stereo files at 48 kHz, in one line."""
+    case = Case(seconds=seconds, recordings=2, aligned=False, rate=48000)
+    with tempfile.TemporaryDirectory(dir=temporary) as folder:
+        paths = [Path(folder) / f"{number}.wav" for number in range(case.recordings)]
+        for number, path in enumerate(paths):
+            write_recording(path, case, number)
+        before_mb = peak_rss_mb()
+        started, processor = time.perf_counter(), time.process_time()
+        result = align(paths, reference=0)
+        taken_s, processor_s = time.perf_counter() - started, time.process_time() - processor
+        for _ in result.blocks(1):
+            pass
+        placed_s = time.process_time() - processor - processor_s
+    found = result.alignments[1]
+    return (
+        f"two recordings of {seconds / 3600:g} h: aligned in {taken_s:.0f} s, {processor_s:.0f} s of processor time; "
+        f"put on one clock in another {placed_s:.0f} s of it; peak memory {peak_rss_mb():.0f} MB, "
+        f"{before_mb:.0f} MB of it before; offset {found.offset_s:.6f} s, drift {found.drift_ppm:.4f} ppm"
+    )
 
 
 def save(folder: Path, waveforms: Sequence[np.ndarray], rates: Sequence[int]) -> list[Path]:
@@ -225,6 +256,25 @@ def tabulate(cases: Sequence[dict[str, Any]], impostors: Sequence[dict[str, Any]
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def plot_errors(path: Path, cases: Sequence[dict[str, Any]]) -> None:
+    """A PNG: the share of all recordings that is accepted with an error up to a value, by method."""
+    figure = Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(name for case in cases for name in case["results"]):
+        rows = [row for case in cases for row in case["results"].get(name, [])]
+        errors = np.sort([row["max_error_ms"] for row in rows if row["accepted"]])
+        shares = 100 * np.arange(1, len(errors) + 1) / len(rows)
+        axes.step([1e-4, *errors, 1e4], [0, *shares, 100 * len(errors) / len(rows)], where="post", label=name)
+    for limit_ms in (EXACT_MS, GOOD_MS):
+        axes.axvline(limit_ms, color="gray", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="largest error, ms", ylabel="recordings, %", xlim=(1e-4, 1e4), ylim=(0, 102))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def percentage(values: Sequence[bool] | np.ndarray) -> str:
