@@ -11,7 +11,7 @@
 The search is coarse to fine: onset strength (`onsets`) is matched in segments (`matching`), lags are measured by
 GCC-PHAT in many windows and lines are laid through them (`lags`, `timing`), the recordings are read through a sinc
 resampler (`clock`). A recording is accepted if enough of its windows agree with its line to a quarter of a
-millisecond, which another performance, however similar, does not.
+millisecond, which another performance, however similar, does not, and if its direct sound stands out (`direct`).
 """
 
 from __future__ import annotations
