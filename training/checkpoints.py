@@ -52,9 +52,18 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     yield temporary
     for path in [*temporary.rglob("*"), temporary]:
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.is_dir():
+        _remove(final)
     os.rename(temporary, final)
     _sync(final.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder so that, killed in between, no half of it is taken for the whole."""
+    leftover = folder.with_name(folder.name + ".old.tmp")
+    shutil.rmtree(leftover, ignore_errors=True)
+    os.rename(folder, leftover)
+    shutil.rmtree(leftover)
 
 
 def _sync(path: Path) -> None:
@@ -108,7 +117,7 @@ def prune_checkpoints(folder: Path, limit: int | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if limit is not None:
         for path in list_checkpoints(folder)[:-limit]:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def optimizer_tensors(

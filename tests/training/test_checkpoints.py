@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -140,3 +141,22 @@ def test_history_survives_restarts_and_a_kill_in_the_middle_of_a_row(tmp_path):
     history.append({"step": 30, "loss": 0.5})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
     assert [row["loss"] for row in history.rows()] == [0.1, 0.05, 0.5]
+
+
+def test_a_deletion_that_is_cut_off_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"model": {"w": torch.zeros(3)}}, {})
+
+    def cut_off(folder, ignore_errors=False):
+        for file in folder.glob("*.json") if folder.is_dir() else ():
+            file.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            prune_checkpoints(tmp_path, 1)
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-2"]
+    load_checkpoint(tmp_path / "checkpoint-2")
+    prune_checkpoints(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
