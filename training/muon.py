@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from pipeline_aud2studio.precision import preferred_dtype
+
 # Keller Jordan's quintic, which brings singular values of 0.002 to 1 into 0.7 to 1.2 in five iterations.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -58,7 +60,8 @@ class Muon(Optimizer):
             buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
             buffer.lerp_(parameter.grad, 1 - group["momentum"])
             matrix = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
-            update = orthogonalized(matrix).reshape(parameter.shape)
+            # As its authors do: the iteration corrects itself, and takes a third of the time where bfloat16 is fast.
+            update = orthogonalized(matrix.to(preferred_dtype(matrix.device.type))).reshape(parameter.shape)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-group["lr"] * RMS_OF_ADAM * max(matrix.shape) ** 0.5)
         return loss

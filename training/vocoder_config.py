@@ -35,7 +35,7 @@ class FrontEndConfig(Section):
 
 
 class GeneratorConfig(Section):
-    """BigVGAN-v2's generator. A stage halves the channels; the transposed kernels are twice their rate."""
+    """BigVGAN-v2's generator. A stage halves the channels; the transposed kernels are twice their rate, 3 for rate 1."""
 
     upsample_initial_channel: PositiveInt = 256
     upsample_rates: tuple[PositiveInt, ...] = (4, 4, 2, 2, 2, 2)
@@ -51,7 +51,7 @@ class GeneratorConfig(Section):
                 f"upsample_initial_channel ({self.upsample_initial_channel}) has to be a multiple of "
                 f"{2 ** len(self.upsample_rates)}: every stage halves it"
             )
-        if odd := [rate for rate in self.upsample_rates if rate % 2]:
+        if odd := [rate for rate in self.upsample_rates if rate % 2 and rate > 1]:
             raise ValueError(f"upsample_rates {odd} are odd: a kernel of twice the rate could not be centred")
         if even := [size for size in self.resblock_kernel_sizes if size % 2 == 0]:
             raise ValueError(f"resblock_kernel_sizes {even} are even: they could not be centred")

@@ -35,7 +35,7 @@ def generator_arguments(model: GeneratorConfig) -> dict[str, object]:
     return {
         "upsample_initial_channel": model.upsample_initial_channel,
         "upsample_rates": model.upsample_rates,
-        "upsample_kernel_sizes": tuple(2 * rate for rate in model.upsample_rates),
+        "upsample_kernel_sizes": tuple(2 * rate if rate > 1 else 3 for rate in model.upsample_rates),
         "resblock_kernel_sizes": model.resblock_kernel_sizes,
         "resblock_dilation_sizes": model.resblock_dilation_sizes,
     }
@@ -53,7 +53,8 @@ def initialize(vocoder: MMAudioVocoder, mel: FrontEndConfig) -> None:
     pre.weight /= mel.std
     pre.bias.copy_(-mel.mean * pre.weight.sum((1, 2)))
     for stage in vocoder.ups:
-        nn.init.normal_(stage[0].weight, std=1 / math.sqrt(2 * stage[0].in_channels))  # two taps meet in every sample
+        taps = stage[0].kernel_size[0] // stage[0].stride[0]  # that meet in every sample
+        nn.init.normal_(stage[0].weight, std=1 / math.sqrt(taps * stage[0].in_channels))
         nn.init.zeros_(stage[0].bias)
     for block in vocoder.resblocks:
         for first, second in zip(block.convs1, block.convs2, strict=True):

@@ -36,6 +36,7 @@ from .discriminators import (
     level_gain,
 )
 from .griffin_lim import griffin_lim
+from .grow_vocoder import grown_state
 from .record import note_start
 from .schedule import averaged, learning_rate
 from .trainer import TrainingStopped, prepare_cpu
@@ -93,16 +94,18 @@ class VocoderTrainer:
     def init_from(self, folder: Path) -> None:
         """Takes the weights of an exported vocoder; discriminators, optimizers and schedule begin afresh.
 
+        The vocoder may have stages of rate 1 before those of the exported one, see `grow_vocoder`.
+
         Raises:
             ValueError: If the folder holds no such weights or those of another architecture.
         """
         if not (folder / "config.json").is_file():
             raise ValueError(f"--init_from {folder}: there is no exported vocoder in this folder")
         try:
-            weights = MMAudioVocoder.from_pretrained(folder).state_dict()
+            weights = grown_state(self.vocoder, MMAudioVocoder.from_pretrained(folder))
             self.vocoder.load_state_dict(weights)
             self.ema.module.load_state_dict(weights)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--init_from {folder}: its weights do not fit this configuration: {reason}") from error
 

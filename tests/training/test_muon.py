@@ -39,7 +39,7 @@ def test_equals_torchs_muon_on_matrices_and_its_adamw_elsewhere():
                 optimizer.zero_grad()
     for mine, other in zip(biases(ours), biases(theirs), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4)
-    # torch computes the iteration in bfloat16, we in the weights' precision.
+    # torch computes the iteration in bfloat16, we where that is fast.
     for mine, other in zip(weights(ours), weights(theirs), strict=True):
         assert (mine - other).norm() < 0.03 * mine.norm()
 
