@@ -139,7 +139,7 @@ class LoudnessMeter:
             self._step = 0.0
         self._step += float(power[bounds[-1] - begin :].sum())
         self._samples = end
-        self._energy += float(np.vdot(piece, piece))
+        self._energy += float(np.einsum("cs,cs->", piece, piece))  # `vdot` would wake threads for it
         self.peak = max(self.peak, float(waveform.max()), -float(waveform.min()))
 
     @property

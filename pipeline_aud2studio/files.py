@@ -44,7 +44,7 @@ SUBTYPES_WRITTEN = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "
 
 TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
 _FFMPEG_TAGS = {"tracknumber": "track"}
-_BLOCK_FRAMES = 1 << 18
+_BLOCK_FRAMES = 1 << 16
 
 
 class AudioError(ValueError):

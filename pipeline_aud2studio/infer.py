@@ -14,6 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -352,7 +353,7 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     model = args.model or str(Path(__file__).parent / "weights")
     check_model(model, args.backend)
 
-    # Loaded when the first recording has turned out to be readable.
+    # Loaded when the first recording has turned out to be one.
     @cache
     def pipeline() -> Aud2StudioPipeline:
         if args.backend == "onnx":
@@ -406,10 +407,12 @@ def restore_opened(
         _say(f"notice: {job.inputs[number]} {text}")
 
     folder, partial = job.output.absolute().parent, partial_path(job.output)
-    with (
-        kept_for_later(partial),
-        restore_takes(takes, pipeline, settings, folder, say, partial, args.resume) as done,
-    ):
+    with contextlib.ExitStack() as stack:
+        # The model takes as long to load as ten minutes of music to read: one does not wait for the other.
+        loading = stack.enter_context(ThreadPoolExecutor(1)).submit(pipeline)
+        stack.enter_context(kept_for_later(partial))
+        restoring = restore_takes(takes, loading.result, settings, folder, say, partial, args.resume)
+        done = stack.enter_context(restoring)
         result = done.result
         blocks = result.blocks(done.gain)
         files.write_blocks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -40,11 +41,17 @@ class Spool:
         Raises:
             OSError: The disk is full.
         """
-        for block in blocks:
-            write_all(self._file, interleaved(block))
-            self.num_samples += block.shape[1]
-            if self._is_measured:
-                self.meter.push(block)
+        with ThreadPoolExecutor(1) as measuring:  # measured while it is written and the next block is computed
+            measured: Future[None] | None = None
+            for block in blocks:
+                if measured is not None:
+                    measured.result()
+                if self._is_measured:
+                    measured = measuring.submit(self.meter.push, block)
+                write_all(self._file, interleaved(block))
+                self.num_samples += block.shape[1]
+            if measured is not None:
+                measured.result()
         return self
 
     def read(self, start: int, stop: int) -> Waveform:
