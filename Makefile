@@ -42,6 +42,7 @@ benchmark: $(VENV)/all.installed
 	$(BIN)/python -m training.prepare_benchmark
 	$(BIN)/python -m training.evaluate --perceptual
 	$(BIN)/python -m training.evaluate_extremes
+	$(BIN)/python -m training.evaluate_blend
 	$(BIN)/python -m training.evaluate_fusion
 
 bench: $(VENV)/all.installed

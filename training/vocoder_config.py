@@ -35,7 +35,7 @@ class FrontEndConfig(Section):
 
 
 class GeneratorConfig(Section):
-    """BigVGAN-v2's generator. A stage halves the channels; the transposed kernels are twice their rate, 3 for rate 1."""
+    """BigVGAN-v2's generator. A stage halves the channels; transposed kernels are twice their rate, 3 for rate 1."""
 
     upsample_initial_channel: PositiveInt = 256
     upsample_rates: tuple[PositiveInt, ...] = (4, 4, 2, 2, 2, 2)
