@@ -27,12 +27,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .clock import IDENTITY, Segment, blocks_on_reference_clock
+from .consensus import agree
 from .course import JUMP_S
 from .lags import common_information
 from .matching import PEAK_DISTANCE_S, Candidates, best_path, find_candidates, segment_lengths, without_path
 from .onsets import beat_chroma, estimate_quality, log_band_energies, onset_strength
 from .recording import Recording
-from .timing import Match, Timing, locate, refine
+from .timing import Match, locate, refine
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ def align(
     for candidate in usable if reference is None else [reference]:
         rate = sample_rate or takes[candidate].sample_rate
         indices = tqdm(range(len(takes)), desc="aligning", unit="recording", leave=False, disable=hidden)
-        attempts[candidate] = tuple(_place(takes, surveys, candidate, index, rate, force) for index in indices)
+        pairs = [_place(takes, surveys, candidate, index, rate, force) for index in indices]
+        attempts[candidate] = _agreed(takes, pairs, candidate, rate, force)
         if sum(each.accepted for each in attempts[candidate]) >= 2:
             chosen = candidate
             break
@@ -287,7 +289,7 @@ def _place(
     if match is None:
         return replace(alignment, reason=f"has no overlap with {takes[reference].name} that could be found")
     timing = locate(takes[reference], take, match, sample_rate)
-    doubt = _doubt(timing, takes[reference].name)
+    doubt = _doubt(timing.confidence, timing.direct_height, takes[reference].name)
     return replace(
         alignment,
         offset_s=timing.segments[0].offset_s,
@@ -304,17 +306,57 @@ def _place(
     )
 
 
-def _doubt(timing: Timing, reference: str) -> str:
+def _agreed(
+    takes: Sequence[Recording], pairs: Sequence[Alignment], reference: int, sample_rate: float, force: bool
+) -> tuple[Alignment, ...]:
+    """The alignments with the reference, after what the other recordings say of each other."""
+    together = [
+        index
+        for index, each in enumerate(pairs)
+        # Where a recording jumps, its stretches may be wrong each by itself.
+        if index != reference and each.confidence >= MIN_CONFIDENCE and not each.jumps
+    ]
+    agreed = list(pairs)
+    if len(together) < 2:
+        return tuple(agreed)
+    together = [reference, *together]
+    chosen = [pairs[index] for index in together]
+    delays, polarities, heights = agree(
+        [takes[index] for index in together],
+        [each.segments for each in chosen],
+        [each.polarity for each in chosen],
+        sample_rate,
+    )
+    figures = zip(delays.tolist(), polarities.tolist(), heights.tolist(), strict=True)
+    for index, each, (delay, polarity, height) in zip(together, chosen, figures, strict=True):
+        if index != reference:
+            # Where all agree, the pair's own windows have been chosen better.
+            height = max(height, each.direct_height) if delay == 0 else height
+            doubt = _doubt(each.confidence, height, takes[reference].name)
+            agreed[index] = replace(
+                each,
+                offset_s=each.offset_s - delay,
+                polarity=polarity,
+                accepted=force or not doubt,
+                segments=tuple(replace(segment, offset_s=segment.offset_s - delay) for segment in each.segments),
+                window_lags_s=each.window_lags_s - delay,
+                direct_height=height,
+                reason=doubt,
+            )
+    return tuple(agreed)
+
+
+def _doubt(confidence: float, direct_height: float, reference: str) -> str:
     """Why a match should not be used; empty where it may."""
-    if timing.confidence < MIN_CONFIDENCE:
+    if confidence < MIN_CONFIDENCE:
         return (
             f"does not seem to be of the same performance as {reference} "
-            f"(confidence {timing.confidence:.2f}, needs {MIN_CONFIDENCE})"
+            f"(confidence {confidence:.2f}, needs {MIN_CONFIDENCE})"
         )
-    if timing.direct_height < MIN_DIRECT_HEIGHT:
+    if direct_height < MIN_DIRECT_HEIGHT:
         return (
             f"is too short, noisy or reverberant to tell when the direct sound arrives, against {reference} "
-            f"(it stands out {timing.direct_height:.1f} times, needs {MIN_DIRECT_HEIGHT})"
+            f"(it stands out {direct_height:.1f} times, needs {MIN_DIRECT_HEIGHT})"
         )
     return ""
 

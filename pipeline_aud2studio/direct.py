@@ -48,6 +48,23 @@ def direct_delay(
     Returns:
         The delay, and the correlation's value there against its root mean square; negative is inverted polarity.
     """
+    return highest_peak(direct_correlation(reference, recording, windows, sample_rate, window_s, reach_s), sample_rate)
+
+
+def direct_correlation(
+    reference: Recording,
+    recording: Recording,
+    windows: Iterable[tuple[Segment, float]],
+    sample_rate: float,
+    window_s: float,
+    reach_s: float,
+) -> np.ndarray:
+    """What the direct sound is the highest peak of: see :func:`direct_delay`.
+
+    Returns:
+        `(2 * context + 1)` values at lags of whole samples around 0, in units of their root mean square. The context
+        is the reach and `NEIGHBOURS` samples more on either side.
+    """
     length = int(window_s * sample_rate)
     size = scipy.fft.next_fast_len(2 * length, real=True)
     taper = tukey(length, 0.2).astype(np.float32)
@@ -74,7 +91,10 @@ def direct_delay(
     echoes = minimum_phase(powers[1] / powers[0], band, sample_rate, ECHO_RANGE_S)
     coherence = cross / np.sqrt(powers.prod(axis=0)) * np.exp(-1j * echoes)
     level = np.sqrt(smooth_over_octaves(np.abs(coherence) ** 2, LEVELLING_OCTAVES))
-    return highest_peak(np.where(band, coherence / np.maximum(level, 1e-12), 0), size, sample_rate, reach_s)
+    correlation = scipy.fft.irfft(np.where(band, coherence / np.maximum(level, 1e-12), 0), size)
+    context = int(np.ceil(reach_s * sample_rate)) + NEIGHBOURS
+    near = np.concatenate([correlation[-context:], correlation[: context + 1]])
+    return near / (float(np.sqrt(np.mean(near**2))) or 1.0)
 
 
 def minimum_phase(
@@ -104,18 +124,26 @@ def smooth_over_octaves(values: np.ndarray, octaves: float) -> np.ndarray:
     return (cumulative[high] - cumulative[low]) / (high - low)
 
 
-def highest_peak(spectrum: np.ndarray, size: int, sample_rate: float, reach_s: float) -> tuple[float, float]:
-    """Lag in seconds of the highest peak within `reach_s`, and its signed height, of either sign."""
-    correlation = scipy.fft.irfft(spectrum, size)
-    context = int(np.ceil(reach_s * sample_rate)) + NEIGHBOURS
-    near = np.concatenate([correlation[-context:], correlation[: context + 1]])
+def highest_peak(near: np.ndarray, sample_rate: float) -> tuple[float, float]:
+    """Lag in seconds of the highest peak of a correlation around lag 0, and its signed height, of either sign."""
     peak = NEIGHBOURS + int(np.argmax(np.abs(near[NEIGHBOURS : len(near) - NEIGHBOURS])))
     sign = float(np.sign(near[peak])) or 1.0
     # Windowed-sinc interpolation around the peak, then a parabola through the finest three points.
     offsets = np.arange(-OVERSAMPLING, OVERSAMPLING + 1) / OVERSAMPLING
-    distance = offsets[:, None] - np.arange(-NEIGHBOURS, NEIGHBOURS + 1)
-    kernel = np.sinc(distance) * np.cos(np.pi / 2 * np.clip(distance / (NEIGHBOURS + 1), -1, 1)) ** 2
-    fine = sign * kernel @ near[peak - NEIGHBOURS : peak + NEIGHBOURS + 1]
+    fine = sign * _interpolation(offsets) @ near[peak - NEIGHBOURS : peak + NEIGHBOURS + 1]
     best = int(np.argmax(fine))
-    position = peak - context + (best + parabolic_peak(fine, best)) / OVERSAMPLING - 1
-    return position / sample_rate, sign * float(fine[best]) / (float(np.sqrt(np.mean(near**2))) or 1.0)
+    position = peak - len(near) // 2 + (best + parabolic_peak(fine, best)) / OVERSAMPLING - 1
+    return position / sample_rate, sign * float(fine[best])
+
+
+def _interpolation(offsets: np.ndarray) -> np.ndarray:
+    """Weights `(offsets, 2 * NEIGHBOURS + 1)` of the samples around one, for values that many samples beside it."""
+    distance = offsets[:, None] - np.arange(-NEIGHBOURS, NEIGHBOURS + 1)
+    return np.sinc(distance) * np.cos(np.pi / 2 * np.clip(distance / (NEIGHBOURS + 1), -1, 1)) ** 2
+
+
+def oversampled(near: np.ndarray) -> np.ndarray:
+    """`OVERSAMPLING` values a sample of a correlation without its outer `NEIGHBOURS`; lag 0 stays in the middle."""
+    fractions = np.arange(OVERSAMPLING) / OVERSAMPLING
+    around = np.lib.stride_tricks.sliding_window_view(near, 2 * NEIGHBOURS + 1)
+    return (around @ _interpolation(fractions).T).reshape(-1)[: 1 - OVERSAMPLING]
