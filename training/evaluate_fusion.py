@@ -78,7 +78,7 @@ class Job:
             wpe = build_peer("nara_wpe", settings).identity
         except PackageNotFoundError:
             raise ValueError('nara_wpe is not installed: pip install "aud2studio[eval]"') from None
-        identity = f"{model_identity(self.model)}; nara_wpe {wpe}; baselines {VERSION}"
+        identity = f"{model_identity(self.model, 'faithful')}; nara_wpe {wpe}; baselines {VERSION}"
         fuse = {name: method for name, method in baselines(settings).items() if name in self.names}
         return Evaluation(partial(restore, model=self.model), fuse, identity, self)
 

@@ -158,7 +158,9 @@ def _build_own(name: str, model: Model) -> System:
             vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
         return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
 
-    return System(name, copy_synthesis if name == "copy_synthesis" else faithful_or_vocoded, model_identity(model))
+    return System(
+        name, copy_synthesis if name == "copy_synthesis" else faithful_or_vocoded, model_identity(model, name)
+    )
 
 
 def restore(takes: Sequence[Waveform], sample_rate: int, model: Model, reconstruction: str = "faithful") -> Waveform:
@@ -173,9 +175,11 @@ def restore(takes: Sequence[Waveform], sample_rate: int, model: Model, reconstru
     ).audios[0]
 
 
-def model_identity(model: Model) -> str:
+def model_identity(model: Model, reconstruction: str) -> str:
     """Text that changes when the results of our pipeline may change."""
-    return f"{weights_digest(model.path)}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
+    unused = ("vocoder",) if reconstruction == "faithful" else ()
+    weights = weights_digest(model.path, unused)
+    return f"{weights}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
 
 
 @functools.cache
@@ -193,14 +197,16 @@ def code_digest() -> str:
     return hashlib.sha256(b"\0".join(files)).hexdigest()[:16]
 
 
-def weights_digest(path: str) -> str:
-    """Fingerprint of a checkpoint's folder; a repository's name stands for itself."""
+def weights_digest(path: str, unused: Sequence[str] = ()) -> str:
+    """Fingerprint of a checkpoint's folder without the components that are not used; a repository's name stands for
+    itself."""
     if not Path(path).is_dir():
         return path
     total = hashlib.sha256()
     # The index and the components: the training record and the figures beside them change nothing.
     found = [Path(path) / "model_index.json", *Path(path).glob("*/*")]
-    for file in sorted(file for file in found if file.is_file() and file.suffix in (".json", ".safetensors")):
+    found = [file for file in found if file.is_file() and file.relative_to(path).parts[0] not in unused]
+    for file in sorted(file for file in found if file.suffix in (".json", ".safetensors")):
         total.update(file.relative_to(path).as_posix().encode())
         total.update(file.read_bytes())
     return total.hexdigest()[:16]

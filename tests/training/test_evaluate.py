@@ -374,3 +374,17 @@ def test_another_code_is_another_system(monkeypatch: pytest.MonkeyPatch, tmp_pat
         digests.append(systems.code_digest())
     systems.code_digest.cache_clear()
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_another_vocoder_changes_what_it_synthesises_only(tmp_path: Path) -> None:
+    for component in ("unet", "vocoder"):
+        (tmp_path / component).mkdir()
+        (tmp_path / component / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text("{}")
+    model = systems.Model(str(tmp_path))
+    before = {name: systems.model_identity(model, name) for name in ("faithful", "vocoder", "blend")}
+    (tmp_path / "vocoder" / "config.json").write_text('{"num_mels": 128}')
+    after = {name: systems.model_identity(model, name) for name in before}
+    assert [name for name in before if before[name] == after[name]] == ["faithful"]
+    (tmp_path / "unet" / "config.json").write_text('{"in_channels": 13}')
+    assert systems.model_identity(model, "faithful") != after["faithful"]
