@@ -18,6 +18,7 @@ INPUT, REFERENCE, BEST, AVERAGE = "input", "reference alone", "best alone", "alo
 WORSE_DB = 0.5  # below the best single recording
 KINDS, CONDITIONS = ("measured", "simulated"), ("room_crowd", "phone")
 METRICS = ("si_sdr", "lsd")
+PLOT = "recordings.png"
 
 
 def scores(result: Row, number: int) -> dict[str, Mapping[str, float]]:
@@ -132,6 +133,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overview(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Number, method, SI-SDR over one alone on average and over the best one, and log-spectral distance over the best
+    one, in dB, of all performances, for the card."""
+    return [
+        [number, method, *(_cell(found[key]) for key in ("si_sdr_over_average", "si_sdr_over_best", "lsd_over_best"))]
+        for number, methods in summary["groups"][ALL]["numbers"].items()
+        for method, found in methods.items()
+        if number != "1" and method not in (INPUT, BEST, AVERAGE)
+    ]
+
+
 def _cell(found: Mapping[str, float]) -> str:
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
@@ -167,7 +179,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> None:
     temporary = folder / ".report.md.part"
     temporary.write_text(markdown(summary), encoding="utf-8")
     os.replace(temporary, folder / "report.md")
-    plot(folder / "recordings.png", summary["groups"][ALL]["numbers"])
+    plot(folder / PLOT, summary["groups"][ALL]["numbers"])
 
 
 def plot(path: Path, numbers: Mapping[str, Mapping[str, Any]]) -> None:

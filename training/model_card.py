@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,12 +25,14 @@ from pipeline_aud2studio import shipped_weights
 from training.artifact_examples import FOLDER as EXAMPLES
 from training.artifacts import ARTIFACTS, INDICATORS
 from training.degrade import CONDITIONS
+from training.fusion_report import PLOT, overview
 from training.record import read_record
 from training.report import ALL, COLUMNS, frechet_tables
 
 TEMPLATES = Path(__file__).parents[1] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
 SHOWN = ("si_sdr_improvement", "si_sdr_early_improvement", "lsd", "mr_stft", "late_tail_db", "visqol", "pesq", "srmr")
+FIGURES = "figures"  # beside the weights
 OWN = ("faithful", "vocoder", "blend")
 COPYLEFT = ("GPL", "SA")
 
@@ -197,9 +200,17 @@ def artifact_sections(summary: Mapping[str, Any] | None, weights: Path) -> list[
 
 
 def build_card(
-    weights: Path, summary: Mapping[str, Any] | None, record: Mapping[str, Any] | None, name: str, notes: str
+    weights: Path,
+    summary: Mapping[str, Any] | None,
+    record: Mapping[str, Any] | None,
+    name: str,
+    notes: str,
+    fusion: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a pipeline's folder.
+
+    Args:
+        summary, fusion: What `training.evaluate` and `training.evaluate_fusion` measured.
 
     Raises:
         ValueError: if the folder is no pipeline.
@@ -222,6 +233,8 @@ def build_card(
         strictest=[] if record is None else strictest_licences(record),
         energy=None if record is None else energy(record),
         summary=summary,
+        fusion=fusion,
+        recordings=[] if fusion is None else overview(fusion),
         tables=[] if summary is None else result_tables(summary),
         frechet=[] if summary is None else frechet_tables(summary.get("frechet", {})),
         speed=[] if summary is None else speed_table(summary),
@@ -245,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.model_card", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--weights", type=Path, default=shipped_weights(), help="a pipeline's folder")
     parser.add_argument("--summary", type=Path, help="summary.json of training.evaluate")
+    parser.add_argument("--fusion", type=Path, metavar="DIR", help="results of training.evaluate_fusion")
     parser.add_argument("--name", default="aud2studio tiny", help="the model's name")
     parser.add_argument("--notes", type=Path, help="Markdown that is put below the training's tables")
     options = parser.parse_args(argv)
@@ -253,7 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         record_path = options.weights / "training.json"
         record = read_record(record_path) if record_path.is_file() else None
         notes = "" if options.notes is None else options.notes.read_text(encoding="utf-8")
-        card = build_card(options.weights, summary, record, options.name, notes)
+        fusion = None
+        if options.fusion is not None:
+            fusion = json.loads((options.fusion / "summary.json").read_text(encoding="utf-8"))
+            (options.weights / FIGURES).mkdir(exist_ok=True)
+            shutil.copyfile(options.fusion / PLOT, options.weights / FIGURES / PLOT)
+        card = build_card(options.weights, summary, record, options.name, notes, fusion)
         part = options.weights / f".README.md.{os.getpid()}.part"
         part.write_text(str(card), encoding="utf-8")
         os.replace(part, options.weights / "README.md")

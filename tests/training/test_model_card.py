@@ -1,6 +1,7 @@
 """The card against figures made by hand; every number in it comes from one of the files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,21 @@ def test_command_writes_beside_the_weights(toy_pipeline: Aud2StudioPipeline, tmp
     assert "| faithful | 2.35 [1.35, 3.35] |" in (tmp_path / "model" / "README.md").read_text()
     assert main(["--weights", str(tmp_path / "nothing.pt")]) == 1
     assert "is not a pipeline's folder" in capsys.readouterr().err
+
+
+def test_several_recordings(toy_model: Path, tmp_path: Path) -> None:
+    figures = {f"{key}_over_{single}": figure(1.0) for key in ("si_sdr", "lsd") for single in ("best", "average")}
+    methods = {"best alone": figures, "ours": {**figures, "si_sdr_over_best": figure(-3.21)}}
+    groups = {"all": {"performances": 5, "numbers": {"1": methods, "2": methods}}}
+    measured = {"manifest": "hand.jsonl", "performances": 5, "groups": groups}
+    (tmp_path / "summary.json").write_text(json.dumps(measured))
+    (tmp_path / "recordings.png").write_bytes(b"a plot")
+    model = tmp_path / "model"
+    shutil.copytree(toy_model, model)
+    assert main(["--weights", str(model), "--fusion", str(tmp_path)]) == 0
+    text = (model / "README.md").read_text()
+    rows = [line for line in text.splitlines() if "| ours |" in line]
+    assert rows == ["| 2 | ours | +1.00 [+0.00, +2.00] | -3.21 [-4.21, -2.21] | +1.00 [+0.00, +2.00] |"]
+    assert "5 performances of the manifest `hand.jsonl`" in text and "| best alone |" not in text
+    assert (model / "figures" / "recordings.png").read_bytes() == b"a plot"
+    assert "Several recordings of one" not in build_card(toy_model, None, None, "toy", "").content
