@@ -247,9 +247,9 @@ def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float,
 
 @dataclass(frozen=True)
 class _Survey:
-    """What one look at a recording tells: its bands' energies and its quality, or why it cannot be used."""
+    """What one look at a recording tells: its onset strength and its quality, or why it cannot be used."""
 
-    energies: np.ndarray
+    onsets: np.ndarray
     quality_db: float
     fault: str = ""
 
@@ -266,7 +266,7 @@ def _survey(take: Recording) -> _Survey:
     if take.is_silent:
         return _Survey(np.empty((0, 0)), -np.inf, "is silent")
     energies = log_band_energies(take)
-    return _Survey(energies, estimate_quality(energies))
+    return _Survey(onset_strength(energies), estimate_quality(energies))
 
 
 def _unusable(take: Recording, survey: _Survey, sample_rate: float) -> Alignment:
@@ -285,7 +285,7 @@ def _place(
     if index == reference:
         identity = replace(IDENTITY, end_s=take.duration_s)
         return replace(alignment, confidence=1.0, accepted=True, segments=(identity,))
-    match = _search(takes[reference], take, surveys[reference].energies, survey.energies)
+    match = _search(takes[reference], take, surveys[reference].onsets, survey.onsets)
     if match is None:
         return replace(alignment, reason=f"has no overlap with {takes[reference].name} that could be found")
     timing = locate(takes[reference], take, match, sample_rate)
@@ -361,18 +361,17 @@ def _doubt(confidence: float, direct_height: float, reference: str) -> str:
     return ""
 
 
-def _search(
-    reference: Recording, take: Recording, reference_energies: np.ndarray, energies: np.ndarray
-) -> Match | None:
+def _search(reference: Recording, take: Recording, reference_onsets: np.ndarray, onsets: np.ndarray) -> Match | None:
     """The best of the coarse search's ideas: by onsets, then by chroma.
 
     Where music repeats, several fit: the right one has most in common.
     """
     found: list[Match] = []
     best: Match | None = None
-    onsets = onset_strength(reference_energies), onset_strength(energies)
     for describe in (None, beat_chroma):
-        near, far = onsets if describe is None else (describe(reference, onsets[0]), describe(take, onsets[1]))
+        near, far = reference_onsets, onsets
+        if describe is not None:
+            near, far = describe(reference, near), describe(take, far)
         for length, num_paths in zip(segment_lengths(near, far), NUM_PATHS, strict=False):
             _try_paths(reference, take, find_candidates(near, far, length), num_paths, found)
         best = max(found, key=lambda match: match.confidence, default=None)

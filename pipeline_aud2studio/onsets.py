@@ -96,8 +96,10 @@ def onset_strength(log_energies: np.ndarray) -> np.ndarray:
     Returns:
         float32 `(36, frames)`.
     """
-    matched = log_energies[:NUM_MATCHED]
-    return standardise(matched - smooth(matched, CONTRAST_S), 10.0)
+    onsets = np.empty((NUM_MATCHED, log_energies.shape[1]), dtype=np.float32)
+    for strength, level in zip(onsets, log_energies, strict=False):  # band by band: a file of hours has long ones
+        strength[:] = standardise(level - smooth(level, CONTRAST_S), 10.0)
+    return onsets
 
 
 def beat_frames(onsets: np.ndarray) -> np.ndarray:
