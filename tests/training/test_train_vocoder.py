@@ -163,8 +163,8 @@ def test_muon_gets_the_inner_convolutions() -> None:
     assert len(inner) + len(outer) == len(names)
     assert {"conv_pre.weight", "conv_post.weight", "conv_pre.bias"} <= outer
     assert all(name.startswith(("ups.", "resblocks.")) and name.endswith(".weight") for name in inner)
-    # Four stages of one transposed convolution and three pairs of convolutions.
-    assert len(inner) == 4 * (1 + 6)
+    # Five stages of one transposed convolution and three pairs of convolutions.
+    assert len(inner) == 5 * (1 + 6)
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
