@@ -13,6 +13,7 @@ from .direct import direct_delay
 from .lags import (
     Correlations,
     Windows,
+    common_information,
     correlate_windows,
     find_drift,
     highest_lag,
@@ -35,6 +36,9 @@ MIN_WINDOWS = 10
 DRIFT_REACH_S, DRIFT_WANDER = 2e-3, 10e-6
 # Two lines nearer than this are one stretch: the coarse search takes an echo for a jump. The second pass sees more.
 MERGE_S = 0.05
+# Music that repeats feigns jumps. Over a true one no second of the concert comes twice, no line goes on afterwards as
+# if nothing had been, and the line before or after it does not explain this much of what the stretch's own explains.
+REPEAT_S, REPEAT_SHARE = 2.0, 0.5
 # Of a stretch's windows, the share that must agree lest it is taken for a mistake of the coarse search.
 MIN_AGREEMENT = 0.1
 # A stretch shorter than this takes its drift from the longest: a recorder has one clock.
@@ -119,9 +123,9 @@ def refine(reference: Recording, recording: Recording, runs: list[Run]) -> Match
         return None
     believed = [(segment, share) for segment, share in rough if share >= MIN_AGREEMENT]
     segments = [segment for segment, _ in believed or [max(rough, key=lambda part: part[1])]]
-    covering = _cover(_merge(segments), recording)
-    total_s = sum(segment.end_s - segment.start_s for segment in covering)
-    shares = [(segment.end_s - segment.start_s) / total_s for segment in covering]
+    covering = _cover(_merge(_without_repeats(reference, recording, _merge(segments))), recording)
+    total_s = sum(_length(segment) for segment in covering)
+    shares = [_length(segment) / total_s for segment in covering]
     groups = [
         tuple(_fine_pass(reference, recording, segment, max(int(share * FINE_WINDOWS), MIN_WINDOWS)))
         for segment, share in zip(covering, shares, strict=True)
@@ -187,11 +191,44 @@ def _merge(segments: list[Segment]) -> list[Segment]:
         last = merged[-1]
         middle = (last.end_s + segment.start_s) / 2
         if abs(float(last.to_reference(middle)) - float(segment.to_reference(middle))) < MERGE_S:
-            longer = max(last, segment, key=lambda part: part.end_s - part.start_s)
+            longer = max(last, segment, key=_length)
             merged[-1] = replace(longer, start_s=last.start_s, end_s=segment.end_s)
         else:
             merged.append(segment)
     return merged
+
+
+def _without_repeats(reference: Recording, recording: Recording, segments: list[Segment]) -> list[Segment]:
+    """The segments without those where what sounds twice, as a loop or a jingle, has misled the coarse search.
+
+    A segment goes if its neighbours lie on one line without it. Of two neighbours the shorter goes if they share a
+    passage of the reference, or if the longer one's line, continued, explains the shorter about as well.
+    """
+    kept = list(segments)
+    for segment in sorted(segments, key=_length)[:-1]:
+        at = kept.index(segment)
+        neighbours = [*kept[max(at - 1, 0) : at], *kept[at + 1 : at + 2]]
+        longer = [each for each in neighbours if _length(each) > _length(segment)]
+        detour = len(neighbours) == 2 and len(_merge(neighbours)) == 1
+        if detour or any(_repeats(reference, recording, segment, each) for each in longer):
+            del kept[at]
+    return kept
+
+
+def _repeats(reference: Recording, recording: Recording, segment: Segment, neighbour: Segment) -> bool:
+    starts, ends = (
+        [float(each.to_reference(time_s)) for each, time_s in ((segment, mine), (neighbour, other))]
+        for mine, other in ((segment.start_s, neighbour.start_s), (segment.end_s, neighbour.end_s))
+    )
+    if min(ends) - max(starts) > REPEAT_S:
+        return True
+    continued = replace(neighbour, start_s=segment.start_s, end_s=segment.end_s)
+    own, others = (common_information(reference, recording, [each]) for each in (segment, continued))
+    return others >= REPEAT_SHARE * own
+
+
+def _length(segment: Segment) -> float:
+    return segment.end_s - segment.start_s
 
 
 def _centres(

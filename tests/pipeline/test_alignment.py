@@ -20,7 +20,7 @@ from pipeline_aud2studio.clock import Segment, blocks_on_reference_clock, read_o
 from pipeline_aud2studio.course import fit_courses
 from pipeline_aud2studio.direct import minimum_phase
 from pipeline_aud2studio.lags import Windows, split_lines
-from pipeline_aud2studio.matching import best_path, find_candidates, segment_lengths
+from pipeline_aud2studio.matching import Run, best_path, find_candidates, segment_lengths
 from pipeline_aud2studio.onsets import (
     FRAME_RATE,
     beat_chroma,
@@ -30,6 +30,7 @@ from pipeline_aud2studio.onsets import (
     onset_strength,
 )
 from pipeline_aud2studio.recording import Recording
+from pipeline_aud2studio.timing import refine
 
 EXACT_S = 2e-5
 
@@ -42,6 +43,11 @@ def largest_error_s(alignment: Alignment, offset_s: float, drift_ppm: float, spa
         segment = next(part for part in alignment.segments if part.start_s <= time_s <= part.end_s)
         errors.append(float(segment.to_reference(time_s)) - (time_s / (1 + drift_ppm * 1e-6) + offset_s))
     return float(np.abs(errors).max())
+
+
+def by_start(*tables: np.ndarray) -> np.ndarray:
+    table = np.concatenate(tables)
+    return table[np.argsort(table[:, 0])]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +126,7 @@ def test_music_that_repeats_lies_where_the_voice_agrees() -> None:
     # is sung agrees as well: the likeliest path was 3.1 s off.
     bar, voice = notes(32, 2.8), notes(132, 24.0)
     loop = [bar[bar[:, 0] < 2.8] + [3.1 * turn, 0.0, 0.0, 0.0] for turn in range(7)]
-    table = np.concatenate([*loop, voice[np.random.default_rng(32).random(len(voice)) < 0.1]])
-    table = table[np.argsort(table[:, 0])]
+    table = by_start(*loop, voice[np.random.default_rng(32).random(len(voice)) < 0.1])
     reference = heard(clock(13.0, 0.0, 0.0), table, seed=1)
     recording = heard(clock(13.0, 4.3, 80.0), table, seed=2)
 
@@ -129,6 +134,39 @@ def test_music_that_repeats_lies_where_the_voice_agrees() -> None:
 
     assert alignment.accepted
     assert largest_error_s(alignment, 4.3, 80.0, (0.0, 8.7)) < EXACT_S
+
+
+def test_a_passage_that_sounds_twice_is_no_jump() -> None:
+    # In a pause of the music the same signal was near both, but 4.3 s earlier to the recording.
+    music, signal = notes(51, 100.0), notes(52, 16.0)
+    played = music[(music[:, 0] < 40.0) | (music[:, 0] > 62.0)]
+    first, second = (
+        Recording(heard(times_s, by_start(played, signal + [starts_s, 0.0, 0.0, 0.0]), seed), RATE)
+        for times_s, starts_s, seed in ((clock(90.0, 0.0, 0.0), 44.3, 1), (clock(90.0, 5.0, 150.0), 40.0, 2))
+    )
+    runs = [Run(0.0, 30.0, 5.0, 0.0, 9.0), Run(36.0, 50.0, 9.3, 0.0, 9.0), Run(58.0, 90.0, 4.99, 0.0, 9.0)]
+
+    match = refine(first, second, runs)
+
+    assert match is not None and len(match.stretches) == 1
+    for segment in match.segments:
+        assert float(segment.to_reference(40.0)) == pytest.approx(40.0 / (1 + 150e-6) + 5.0, abs=0.03)
+
+
+def test_a_last_verse_that_one_recorder_missed_is_not_laid_on_the_one_before() -> None:
+    verse, song = notes(53, 13.0), notes(54, 60.0)
+    verses = [verse[verse[:, 0] < 12.0] + [60.0 + 12.0 * turn, 0.0, 0.0, 0.0] for turn in range(3)]
+    table = by_start(song[song[:, 0] < 60.0], *verses)
+    reference = Recording(heard(clock(84.0, 0.0, 0.0), table, seed=1), RATE)
+    recording = Recording(heard(clock(91.0, 5.0, -60.0), table, seed=2), RATE)
+    runs = [Run(0.0, 76.0, 5.0, 0.0, 9.0), Run(80.0, 91.0, -7.0, 0.0, 9.0)]
+
+    match = refine(reference, recording, runs)
+
+    assert match is not None and len(match.stretches) == 1
+    assert match.stretches[0].course.end_s < 80.0
+    for segment in match.segments:
+        assert float(segment.to_reference(40.0)) == pytest.approx(40.0 / (1 - 60e-6) + 5.0, abs=0.03)
 
 
 def test_a_direct_sound_that_drowns_in_reverberation_is_not_guessed() -> None:
