@@ -150,6 +150,7 @@ def test_the_best_single_one_is_the_best_at_its_own_time() -> None:
     gains = [-0.4, -0.6, 3.0, -3.0]
     low, high = mean_interval(gains)
     assert ours["si_sdr_over_best"] == pytest.approx({"mean": np.mean(gains), "low": low, "high": high})
+    assert ours["median_over_best"] == pytest.approx(np.median(gains))
     assert ours["worse"] == 0.5 and ours["worst"] == pytest.approx(-3.0)
     assert ours["lsd_over_best"]["mean"] == pytest.approx(5.0 - np.mean([7.0, 7.0, 6.0, 7.0]))
     summary = summarise(rows, (2, 3), 1, "m.jsonl", "some/model")

@@ -142,7 +142,8 @@ def test_command_writes_beside_the_weights(toy_pipeline: Aud2StudioPipeline, tmp
 
 def test_several_recordings(toy_model: Path, tmp_path: Path) -> None:
     figures = {f"{key}_over_{single}": figure(1.0) for key in ("si_sdr", "lsd") for single in ("best", "average")}
-    methods = {"best alone": figures, "ours": {**figures, "si_sdr_over_best": figure(-3.21)}}
+    ours = {**figures, "si_sdr_over_best": figure(-3.21), "median_over_best": -1.5}
+    methods = {"best alone": figures, "ours": ours}
     groups = {"all": {"performances": 5, "numbers": {"1": methods, "2": methods}}}
     measured = {"manifest": "hand.jsonl", "performances": 5, "groups": groups}
     (tmp_path / "summary.json").write_text(json.dumps(measured))
@@ -152,7 +153,7 @@ def test_several_recordings(toy_model: Path, tmp_path: Path) -> None:
     assert main(["--weights", str(model), "--fusion", str(tmp_path)]) == 0
     text = (model / "README.md").read_text()
     rows = [line for line in text.splitlines() if "| ours |" in line]
-    assert rows == ["| 2 | ours | +1.00 [+0.00, +2.00] | -3.21 [-4.21, -2.21] | +1.00 [+0.00, +2.00] |"]
+    assert rows == ["| 2 | ours | +1.00 [+0.00, +2.00] | -3.21 [-4.21, -2.21], median -1.50 | +1.00 [+0.00, +2.00] |"]
     assert "5 performances of the manifest `hand.jsonl`" in text and "| best alone |" not in text
     assert (model / "figures" / "recordings.png").read_bytes() == b"a plot"
     assert "Several recordings of one" not in build_card(toy_model, None, None, "toy", "").content
