@@ -216,11 +216,11 @@ def _without_repeats(reference: Recording, recording: Recording, segments: list[
 
 
 def _repeats(reference: Recording, recording: Recording, segment: Segment, neighbour: Segment) -> bool:
-    starts, ends = (
-        [float(each.to_reference(time_s)) for each, time_s in ((segment, mine), (neighbour, other))]
-        for mine, other in ((segment.start_s, neighbour.start_s), (segment.end_s, neighbour.end_s))
+    """Whether a segment's music is the neighbour's over again."""
+    (start_s, end_s), (other_start_s, other_end_s) = (
+        (float(each.to_reference(each.start_s)), float(each.to_reference(each.end_s))) for each in (segment, neighbour)
     )
-    if min(ends) - max(starts) > REPEAT_S:
+    if min(end_s, other_end_s) - max(start_s, other_start_s) > REPEAT_S:
         return True
     continued = replace(neighbour, start_s=segment.start_s, end_s=segment.end_s)
     own, others = (common_information(reference, recording, [each]) for each in (segment, continued))
