@@ -39,6 +39,8 @@ MERGE_S = 0.05
 # Music that repeats feigns jumps. Over a true one no second of the concert comes twice, no line goes on afterwards as
 # if nothing had been, and the line before or after it does not explain this much of what the stretch's own explains.
 REPEAT_S, REPEAT_SHARE = 2.0, 0.5
+# What two recordings must share: over a second or two the end of one piece may well fit the beginning of another.
+MIN_SHARED_S, MIN_SHARE = 5.0, 0.5  # the share is of the shorter recording
 # Of a stretch's windows, the share that must agree lest it is taken for a mistake of the coarse search.
 MIN_AGREEMENT = 0.1
 # A stretch shorter than this takes its drift from the longest: a recorder has one clock.
@@ -124,6 +126,9 @@ def refine(reference: Recording, recording: Recording, runs: list[Run]) -> Match
     believed = [(segment, share) for segment, share in rough if share >= MIN_AGREEMENT]
     segments = [segment for segment, _ in believed or [max(rough, key=lambda part: part[1])]]
     covering = _cover(_merge(_without_repeats(reference, recording, _merge(segments))), recording)
+    shortest_s = min(reference.duration_s, recording.duration_s)
+    if _shared_s(reference, covering) < min(MIN_SHARED_S, MIN_SHARE * shortest_s):
+        return None
     total_s = sum(_length(segment) for segment in covering)
     shares = [_length(segment) / total_s for segment in covering]
     groups = [
@@ -229,6 +234,12 @@ def _repeats(reference: Recording, recording: Recording, segment: Segment, neigh
 
 def _length(segment: Segment) -> float:
     return segment.end_s - segment.start_s
+
+
+def _shared_s(reference: Recording, segments: Sequence[Segment]) -> float:
+    """Seconds of the reference that the segments lie on."""
+    spans = [(float(each.to_reference(each.start_s)), float(each.to_reference(each.end_s))) for each in segments]
+    return sum(max(min(end_s, reference.duration_s) - max(start_s, 0.0), 0.0) for start_s, end_s in spans)
 
 
 def _centres(

@@ -9,7 +9,7 @@ of different pieces, or of one piece played faster or slower, transposed, or fro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Library:
 
     @classmethod
     def load(cls, data: Path) -> Library:
-        """The test split under `data`, with at least one track, one venue of two microphones and one crowd.
+        """The test split under `data`, with at least two pieces, one venue of two microphones and two crowds.
 
         Raises:
             ValueError: something is missing; the message names the command that prepares it.
@@ -78,13 +78,13 @@ class Library:
         ]
         venues = sorted(venues, key=lambda row: row["path"])[:VENUES]
         crowds = [row for row in read_rows(data / "noise" / "index.jsonl") if row["kind"] in CROWD_KINDS]
-        for name, rows, command in (
-            ("test music", music, "training.corpora"),
-            ("simulated test venues", venues, "training.prepare_rirs"),
-            ("crowd noise", crowds, "training.crowd"),
+        for name, rows, least, command in (
+            ("pieces of test music", music, 2, "training.corpora"),
+            ("simulated test venues", venues, 1, "training.prepare_rirs"),
+            ("beds of crowd noise", crowds, 2, "training.crowd"),
         ):
-            if not rows:
-                raise ValueError(f"no {name} under {data}: run python -m {command} first")
+            if len(rows) < least:
+                raise ValueError(f"too few {name} under {data} ({len(rows)}): run python -m {command} first")
         return cls(roots, music, venues, crowds)
 
 
@@ -257,9 +257,11 @@ def make_impostors(
     files, rates = [], []
     for number, (concert, venue) in enumerate(zip(concerts, venues, strict=True)):
         responses = responses_of(library, venue)
+        # The same people never shout twice alike: a bed that both drew would be a match, and rightly so.
+        tonight = replace(library, crowds=library.crowds[number::2])
         take = draw_take(rng, 0.0, min(seconds, len(concert) / SAMPLE_RATE), float(rng.uniform(-150, 150)))
         response = responses[rng.integers(len(responses))]
-        files.append(record(np.random.default_rng([seed, 4, number]), library, concert, response, take))
+        files.append(record(np.random.default_rng([seed, 4, number]), tonight, concert, response, take))
         rates.append(take.sample_rate)
     return files, rates, {"played": kind, "same_hall": venues[0] is venues[1]}
 

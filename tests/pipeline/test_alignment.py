@@ -169,6 +169,17 @@ def test_a_last_verse_that_one_recorder_missed_is_not_laid_on_the_one_before() -
         assert float(segment.to_reference(40.0)) == pytest.approx(40.0 / (1 - 60e-6) + 5.0, abs=0.03)
 
 
+def test_a_second_or_two_in_common_is_not_enough() -> None:
+    table = notes(55, 60.0)
+    reference = Recording(heard(clock(30.0, 0.0, 0.0), table, seed=1), RATE)
+    late, later = (Recording(heard(clock(30.0, offset_s, 0.0), table, seed=2), RATE) for offset_s in (24.0, 28.0))
+
+    match = refine(reference, late, [Run(0.0, 6.0, 24.0, 0.0, 9.0)])
+
+    assert match is not None and match.confidence > 0.9
+    assert refine(reference, later, [Run(0.0, 2.0, 28.0, 0.0, 9.0)]) is None
+
+
 def test_a_direct_sound_that_drowns_in_reverberation_is_not_guessed() -> None:
     table = notes(41, 16.0)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
-from training.alignment_cases import Take
+from training.alignment_cases import SAMPLE_RATE, Library, Take, make_impostors
 from training.device import Device
 from training.evaluate_alignment import plot_errors, score, tabulate
+from training.sources import Roots
 
 
 def take(start_s: float, drift_ppm: float, polarity: int = 1) -> Take:
@@ -46,3 +49,26 @@ def test_every_method_is_measured_by_its_own_cases(tmp_path: Path) -> None:
     assert lines[-1].startswith("| peer | 1, 0 | 0.0 |  |  |  |")
     plot_errors(tmp_path / "errors.png", cases)
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_nights_have_different_crowds(tmp_path: Path) -> None:
+    def tone(frequency_hz: float) -> str:
+        seconds = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+        soundfile.write(
+            tmp_path / f"{frequency_hz}.wav", 0.3 * np.sin(2 * np.pi * frequency_hz * seconds), SAMPLE_RATE
+        )
+        return f"{frequency_hz}.wav"
+
+    soundfile.write(tmp_path / "room.wav", np.eye(64, 2), SAMPLE_RATE)
+    library = Library(
+        Roots(tmp_path, tmp_path, tmp_path),
+        [{"path": tone(440.0)}, {"path": tone(550.0)}],
+        [{"path": "room.wav", "num_mics": 2, "mic_channels": 1}],
+        [{"path": tone(1000.0)}, {"path": tone(1700.0)}],
+    )
+    for seed in (0, 2):
+        files, rates, _ = make_impostors(seed, library, (0.05, 0.06))
+        for night, (waveform, rate) in enumerate(zip(files, rates, strict=True)):
+            spectrum = np.abs(np.fft.rfft(waveform[0] * np.hanning(waveform.shape[1])))
+            levels = [spectrum[round(hz * waveform.shape[1] / rate)] for hz in (1000.0, 1700.0)]
+            assert levels[night] > 10 * levels[1 - night]
