@@ -3,7 +3,8 @@
 Between two recordings the highest peak may be an echo against the direct sound, if a microphone hears a reflection as
 loud as that. Three recordings know better: from the first to the second and on to the third it is as far as from the
 first to the third. So the peaks of all pairs are chosen together, such that the delays close and the heights' sum is
-the largest; of two arrivals that all others hear about equally well the earlier one is the direct sound.
+the largest; of two arrivals that all others hear about equally well the earlier one is the direct sound, or of two
+less alike, if the recording's own spectrum shows the later one as an echo.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from itertools import combinations
 import numpy as np
 
 from .clock import Segment
-from .direct import OVERSAMPLING, direct_correlation, oversampled
+from .direct import (
+    MIN_RIPPLE,
+    OVERSAMPLING,
+    RIVAL_SHARE,
+    DirectPattern,
+    direct_pattern,
+    local_maxima,
+    oversampled,
+)
 from .matching import parabolic_peak
 from .recording import Recording
 
@@ -53,8 +62,7 @@ def agree(
         if windows:
             window_s = float(np.clip(shared_s / 2, 1.0, WINDOW_S))
             pair = recordings[first], recordings[second]
-            near = direct_correlation(*pair, windows, sample_rate, window_s, REACH_S)
-            patterns[first, second] = _Pattern(near, sample_rate)
+            patterns[first, second] = _Pattern(direct_pattern(*pair, windows, sample_rate, window_s, REACH_S))
 
     delays, signs = np.zeros(count), np.array(polarities, dtype=float)
 
@@ -63,6 +71,15 @@ def agree(
             sign * signs[other] * pattern.height(direction * (delay - delays[other]))
             for direction, other, pattern in _pairs_of(patterns, mine)
         )
+
+    def echo(mine: int, delay: float, rival: float) -> float:
+        """How clearly all pairs together show that what arrives later than the rival is its echo."""
+        pairs = list(_pairs_of(patterns, mine))
+        shown = [
+            pattern.echo(*(direction * (each - delays[other]) for each in (delay, rival)))
+            for direction, other, pattern in pairs
+        ]
+        return float(np.sum(shown)) / max(np.sqrt(len(pairs)), 1.0)
 
     for _ in range(ROUNDS):
         before = delays.copy(), signs.copy()
@@ -75,7 +92,15 @@ def agree(
                     for lag, height in pattern.peaks
                 ]
             scores = [score(mine, delay, sign) for delay, sign, _ in candidates]
-            good = [each for each, value in zip(candidates, scores, strict=True) if value >= AS_WELL * max(scores)]
+            best = int(np.argmax(scores))
+            good = [
+                each
+                for each, value in zip(candidates, scores, strict=True)
+                if value >= AS_WELL * scores[best]
+                or value >= RIVAL_SHARE * scores[best]
+                and each[0] < candidates[best][0]
+                and echo(mine, candidates[best][0], each[0]) >= MIN_RIPPLE
+            ]
             earliest = min(delay for delay, _, _ in good)
             same = [each for each in good if each[0] - earliest <= 2 * TOLERANCE_S]
             delays[mine], signs[mine], _ = max(same, key=lambda each: each[2])
@@ -98,12 +123,13 @@ class _Pattern:
         peaks: Lag in seconds and signed height of the highest ones.
     """
 
-    def __init__(self, near: np.ndarray, sample_rate: float) -> None:
-        self._values = oversampled(near)
-        self._rate = OVERSAMPLING * sample_rate
+    def __init__(self, pattern: DirectPattern) -> None:
+        self.echo = pattern.echo
+        self._values = oversampled(pattern.values)
+        self._rate = OVERSAMPLING * pattern.sample_rate
         self._middle = len(self._values) // 2
         heights = np.abs(self._values)
-        tops = 1 + np.flatnonzero((heights[1:-1] > heights[:-2]) & (heights[1:-1] >= heights[2:]))
+        tops = local_maxima(heights)
         tops = tops[np.argsort(-heights[tops])[:PEAKS]]
         lags = [(top + parabolic_peak(heights, int(top)) - self._middle) / self._rate for top in tops]
         self.peaks = list(zip(lags, self._values[tops].tolist(), strict=True))
