@@ -5,7 +5,7 @@ import pytest
 
 from pipeline_aud2studio.clock import IDENTITY, Segment
 from pipeline_aud2studio.consensus import _shared_windows, _widest_paths, agree
-from pipeline_aud2studio.direct import direct_delay
+from pipeline_aud2studio.direct import direct_delay, direct_pattern, direct_peak
 from pipeline_aud2studio.recording import Recording
 
 RATE = 44100
@@ -45,6 +45,20 @@ def test_three_recordings_know_better_than_a_pair() -> None:
     assert delays == pytest.approx([0.0, -2.5e-3, 0.0], abs=1e-5)
     assert polarities.tolist() == [1, 1, 1]
     assert heights[0] == np.inf and min(heights[1:]) > 6
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["the recording's", "the reference's"])
+def test_the_spectra_show_whose_echo_is_louder_than_the_direct_sound(swapped: bool) -> None:
+    loud, plain = heard({0.0: 1.0, 2.6: 1.4}, 1, crowd=2.0), heard(ECHOES_MS[2], 2, crowd=2.0)
+    pair = (loud, plain) if swapped else (plain, loud)
+    windows = [(Segment(0.0, SECONDS, 0.0, 0.0), time_s) for time_s in range(4, SECONDS - 4, 4)]
+    pattern = direct_pattern(*pair, windows, RATE, 6.0, 0.05)
+    echo_s = -2.6e-3 if swapped else 2.6e-3
+    highest = int(np.argmax(np.abs(pattern.values))) - len(pattern.values) // 2
+    assert highest / RATE == pytest.approx(echo_s, abs=2e-5), "else there is nothing to put right"
+    assert pattern.echo(echo_s, 0.0) > 4 and pattern.echo(0.0, echo_s) < -4
+    delay_s, height = direct_peak(pattern)
+    assert delay_s == pytest.approx(0.0, abs=2e-6) and height > 6
 
 
 def test_an_inverted_recording_that_was_taken_for_another() -> None:
