@@ -30,6 +30,7 @@ CROWD_KINDS = ("applause", "cheering", "whistles", "babble", "chatter", "crowd")
 FILE_RATES = (44100, 48000)
 REPLAYS = ("other tempo", "transposed", "same score")
 VENUES = 100  # the test venues among the first 1000 that are simulated: further ones change no case
+MAX_TAKES = 4
 BLOCK = 2**21
 PAUSE_S = (2.0, 10.0)
 
@@ -64,7 +65,7 @@ class Library:
 
     @classmethod
     def load(cls, data: Path) -> Library:
-        """The test split under `data`, with at least two pieces, one venue of two microphones and two crowds.
+        """The test split under `data`: at least two pieces, a venue of two microphones, a crowd for every recorder.
 
         Raises:
             ValueError: something is missing; the message names the command that prepares it.
@@ -81,7 +82,7 @@ class Library:
         for name, rows, least, command in (
             ("pieces of test music", music, 2, "training.corpora"),
             ("simulated test venues", venues, 1, "training.prepare_rirs"),
-            ("beds of crowd noise", crowds, 2, "training.crowd"),
+            ("beds of crowd noise", crowds, MAX_TAKES, "training.crowd"),
         ):
             if len(rows) < least:
                 raise ValueError(f"too few {name} under {data} ({len(rows)}): run python -m {command} first")
@@ -177,6 +178,12 @@ def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
     return out
 
 
+def crowds_apart(library: Library, count: int) -> list[Library]:
+    """The library with the crowds of each of several recorders: a bed that two of them drew would be a match of its
+    own, at another lag than the music's."""
+    return [replace(library, crowds=library.crowds[number::count]) for number in range(count)]
+
+
 def crowd_around(rng: np.random.Generator, library: Library, shape: tuple[int, int]) -> np.ndarray:
     """The people next to a recorder: one bed after the other, each at its own level, (channels, samples)."""
     channels, samples = shape
@@ -206,7 +213,7 @@ def make_case(
     rng = np.random.default_rng([seed, 1])
     venue = library.venues[int(rng.integers(len(library.venues)))]
     responses = responses_of(library, venue)
-    chosen = rng.permutation(len(responses))[: rng.integers(2, len(responses) + 1)]
+    chosen = rng.permutation(len(responses))[: rng.integers(2, min(len(responses), MAX_TAKES) + 1)]
     lengths_s = 60 * rng.uniform(*minutes, len(chosen))
     # Two minutes at least are shared with the first recording, or half of what the shortest has.
     shared_s = min(120.0, 0.5 * float(lengths_s.min()))
@@ -224,8 +231,8 @@ def make_case(
     ]
     concert = programme(rng, library, max(take.start_s + take.seconds for take in takes) + 1.0)
     files = [
-        record(np.random.default_rng([seed, 2, number]), library, concert, responses[mic], take)
-        for number, (mic, take) in enumerate(zip(chosen, takes, strict=True))
+        record(np.random.default_rng([seed, 2, number]), crowd, concert, responses[mic], take)
+        for number, (mic, take, crowd) in enumerate(zip(chosen, takes, crowds_apart(library, len(takes)), strict=True))
     ]
     ratios = [direct_to_reverberant_db(responses[mic]) for mic in chosen]
     return takes, files, {"venue": venue["venue"], "t20_s": venue["t20_s"], "drr_db": ratios}
@@ -255,13 +262,12 @@ def make_impostors(
         first_venue if rng.random() < 0.5 else library.venues[int(rng.integers(len(library.venues)))],
     ]
     files, rates = [], []
-    for number, (concert, venue) in enumerate(zip(concerts, venues, strict=True)):
+    nights = zip(concerts, venues, crowds_apart(library, len(concerts)), strict=True)
+    for number, (concert, venue, crowd) in enumerate(nights):
         responses = responses_of(library, venue)
-        # The same people never shout twice alike: a bed that both drew would be a match, and rightly so.
-        tonight = replace(library, crowds=library.crowds[number::2])
         take = draw_take(rng, 0.0, min(seconds, len(concert) / SAMPLE_RATE), float(rng.uniform(-150, 150)))
         response = responses[rng.integers(len(responses))]
-        files.append(record(np.random.default_rng([seed, 4, number]), tonight, concert, response, take))
+        files.append(record(np.random.default_rng([seed, 4, number]), crowd, concert, response, take))
         rates.append(take.sample_rate)
     return files, rates, {"played": kind, "same_hall": venues[0] is venues[1]}
 
