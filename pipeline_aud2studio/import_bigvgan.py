@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 GENERATOR, CONFIG = "bigvgan_generator.pt", "config.json"
+INDEX = "model_index.json"
 # Ours by NVIDIA's name; both have to be the same, or the vocoder hears noise.
 FRONT_END = {
     "sample_rate": "sampling_rate",
@@ -56,21 +57,24 @@ def run(args: argparse.Namespace) -> None:
         ValueError: the checkpoint is not BigVGAN-v2's, is damaged, or its front end is not the model's.
     """
     model = args.model or Path(__file__).parent / "weights"
-    if not (model / "model_index.json").is_file():
-        raise ValueError(f"{model} is not a model folder: it has no model_index.json")
+    if not (model / INDEX).is_file():
+        raise ValueError(f"{model} is not a model folder: it has no {INDEX}")
     if args.out.exists():
         raise ValueError(f"{args.out} exists already: choose another folder")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"the folder {args.out.absolute().parent} does not exist")
     generator, config = find_checkpoint(args.checkpoint)
     settings = read_config(config)
-    check_front_end(settings, json.loads((model / "model_index.json").read_text(encoding="utf-8")))
+    check_front_end(settings, json.loads((model / INDEX).read_text(encoding="utf-8")))
     vocoder = load_generator(generator, settings)
 
     part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
     try:
         shutil.copytree(model, part, ignore=lambda folder, names: ["vocoder"] if Path(folder) == model else [])
         vocoder.save_pretrained(part / "vocoder")
+        # What makes up for the tiny vocoder would blur this one.
+        index = json.loads((part / INDEX).read_text(encoding="utf-8")) | {"griffin_lim_iterations": 0}
+        (part / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.rename(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -25,6 +25,7 @@ from .audio import match_loudness, resample
 from .blending import blended_parts, block_of
 from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
+from .griffin_lim import refine
 from .image import BandImage, Features
 from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
@@ -74,6 +75,9 @@ class Aud2StudioPipeline(DiffusionPipeline):
         max_gain (`float`): Bound of the magnitude of a band gain.
         mel_mean, mel_std, correction_std, band_scale (`float`): Normalisation of the image, see [`BandImage`].
         default_num_inference_steps (`int`): Denoising steps where the call does not say.
+        griffin_lim_iterations (`int`):
+            Iterations of Griffin-Lim that bring the vocoder's waveform to the restored mel's magnitudes. 0 with a
+            full-size vocoder, whose own are finer than what a mel says of them.
     """
 
     model_cpu_offload_seq = "condition_encoder->unet->vocoder"
@@ -99,6 +103,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         correction_std: float = 2.0,
         band_scale: float = 1.0,
         default_num_inference_steps: int = 8,
+        griffin_lim_iterations: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, condition_encoder=condition_encoder, vocoder=vocoder)
@@ -117,10 +122,17 @@ class Aud2StudioPipeline(DiffusionPipeline):
             correction_std=correction_std,
             band_scale=band_scale,
             default_num_inference_steps=default_num_inference_steps,
+            griffin_lim_iterations=griffin_lim_iterations,
         )
         self.max_recordings = (unet.config.in_channels // patch_size**2 - 1) // 3
         self.chunk_frames: int = condition_encoder.config.max_length
         self.transform = BandTransform(sample_rate, n_fft, hop_length, n_mels, fmin, fmax)
+        # What becomes of a vocoded waveform.
+        self.refine = (
+            partial(refine, transform=self.transform, num_iterations=griffin_lim_iterations)
+            if griffin_lim_iterations
+            else None
+        )
         self.image = BandImage(
             self.transform, self.max_recordings, patch_size, max_gain, mel_mean, mel_std, correction_std, band_scale
         )
@@ -429,7 +441,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "vocoder")
         parts = ((first, part.cpu()) for first, _, part in bands)
         skipped, wanted = num_done - start * self.transform.hop_length, num_samples - num_done
-        for samples in vocode_parts(self.vocoder, parts, self._execution_device, start):
+        for samples in vocode_parts(self.vocoder, parts, self._execution_device, start, self.refine):
             block = samples[:, skipped : skipped + wanted]
             skipped, wanted = max(skipped - samples.shape[-1], 0), wanted - block.shape[-1]
             if block.shape[-1]:
@@ -451,7 +463,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
         needed = max(start - VOCODER_CONTEXT, 0)
         bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "blend")
         parts = ((first, self._filtered(stft, slots, both[:, :-1]), both[:, -1].real) for first, stft, both in bands)
-        vocode = partial(vocode_parts, self.vocoder, device=self._execution_device, start=start)
+        device, refine = self._execution_device, self.refine
+        vocode = partial(vocode_parts, self.vocoder, device=device, start=start, refine=refine)
         spectra = blended_parts(self.transform, parts, vocode, num_frames, block)
         yield from overlap_added(self.transform, spectra, num_samples, num_done)
 

@@ -62,7 +62,8 @@ class BandTransform:
         averaging = triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)
         # (-1)^k moves the phase reference from the window's first sample to its centre.
         centering = 1.0 - 2.0 * (torch.arange(n_fft // 2 + 1) % 2)
-        self._mel, self._averaging = _Banded(self.filterbank), _Banded(averaging.float())
+        self._mel, self._mel_transposed = _Banded(self.filterbank), _Banded(self.filterbank.T)
+        self._averaging = _Banded(averaging.float())
         self._centred_averaging = _Banded((averaging * centering).float())
         self._spreading = _Banded(_spreading_matrix(triangles).float())  # (bins, bands)
         mel_edges = torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), n_mels + 2, dtype=torch.float64)
@@ -70,7 +71,8 @@ class BandTransform:
 
     def _on(self, device: torch.device) -> BandTransform:
         if self.window.device != device:
-            for name in ("window", "filterbank", "_mel", "_averaging", "_centred_averaging", "_spreading"):
+            banded = ("_mel", "_mel_transposed", "_averaging", "_centred_averaging", "_spreading")
+            for name in ("window", "filterbank", *banded):
                 setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -125,6 +127,19 @@ class BandTransform:
         self._on(stft.device)
         power = stft.real.square().addcmul_(stft.imag, stft.imag).add_(POWER_FLOOR)
         return (self._mel @ power.sqrt_()).clamp_min(MEL_FLOOR).log()
+
+    def magnitude_from_mel(self, mel: torch.Tensor, num_iterations: int = 100) -> torch.Tensor:
+        """Non-negative magnitudes (..., bins, frames) with the mel spectrum `mel` (..., bands, frames), no logarithm.
+
+        Multiplicative updates for the least squares problem (Lee and Seung, "Algorithms for non-negative matrix
+        factorization", 2001): they stay non-negative, and keep equal the bins that no band tells apart.
+        """
+        self._on(mel.device)
+        wanted = self._mel_transposed @ mel
+        magnitude = wanted / (self._mel_transposed @ torch.ones_like(mel) + 1e-12)
+        for _ in range(num_iterations):
+            magnitude = magnitude * wanted / (self._mel_transposed @ (self._mel @ magnitude) + 1e-12)
+        return magnitude
 
     def band_average(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Complex average of every band, demodulated by the band's centre frequency: (..., bands, frames).

@@ -188,4 +188,5 @@ def build_pipeline(
         correction_std=mel.correction_std,
         band_scale=mel.band_scale,
         default_num_inference_steps=config.scheduler.num_inference_steps,
+        griffin_lim_iterations=config.export.griffin_lim_iterations,
     )

@@ -207,6 +207,7 @@ class EvalConfig(Section):
 class ExportConfig(Section):
     half_precision: bool = True
     vocoder: Path | None = None  # folder of an MMAudioVocoder that becomes part of the exported pipeline
+    griffin_lim_iterations: NonNegativeInt = 0  # after the vocoder, for one as small as vocoder_tiny.yaml's
 
 
 def _none_as_empty(value: Any) -> Any:

@@ -18,11 +18,13 @@ from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import normalise_rms, resample
 from pipeline_aud2studio.vocoding import vocode
 from training.baselines import PEERS, Waveform, equalised, low_passed
+from training.griffin_lim import griffin_lim
 from training.remote_code import remote_code_files
 
 CONTROLS = ("input", "eq_control", "lowpass_control")
 READ_OUTS = ("faithful", "vocoder", "blend")
-SYSTEMS = (*CONTROLS, *READ_OUTS, "copy_synthesis", *PEERS)
+COPIES = ("copy_synthesis", "griffin_lim")  # of the clean clip, from its mel
+SYSTEMS = (*CONTROLS, *READ_OUTS, *COPIES, *PEERS)
 TUNED_PEERS = Path(__file__).parent / "benchmark" / "peers.json"
 SEED = 0
 
@@ -110,7 +112,7 @@ def build_system(name: str, model: Model, tuned_peers: Path = TUNED_PEERS) -> Sy
     """
     if name in PEERS:
         return build_peer(name, read_tuned(tuned_peers, name))
-    if name in READ_OUTS or name == "copy_synthesis":
+    if name in READ_OUTS or name in COPIES:
         return _build_own(name, model)
     controls: dict[str, Callable[[Waveform, Waveform, int], Waveform]] = {
         "input": lambda recording, clean, sample_rate: recording,
@@ -150,17 +152,20 @@ def _build_own(name: str, model: Model) -> System:
         return restore([recording], sample_rate, model, name)
 
     def copy_synthesis(recording: Waveform, clean: Waveform, sample_rate: int) -> Waveform:
-        """What the vocoder makes of the clean mel: the ceiling of the vocoder read-out."""
+        """What the vocoder, or Griffin-Lim alone, makes of the clean mel: the ceiling of the vocoder read-out."""
         own_rate = pipeline.config.sample_rate
         waveform = torch.from_numpy(resample(normalise_rms(clean)[0], sample_rate, own_rate))
         with torch.no_grad():
             mel = pipeline.transform.log_mel(pipeline.transform.stft(waveform))
-            vocoded = vocode(pipeline.vocoder, mel, pipeline.device)[:, : waveform.shape[-1]]
-        return resample(vocoded.numpy(), own_rate, sample_rate, clean.shape[-1])
+            if name == "griffin_lim":
+                synthesised = griffin_lim(mel, pipeline.transform, waveform.shape[-1])
+            else:
+                synthesised = vocode(pipeline.vocoder, mel, pipeline.device, pipeline.refine)
+        samples = synthesised[:, : waveform.shape[-1]].numpy()
+        return resample(samples, own_rate, sample_rate, clean.shape[-1])
 
-    return System(
-        name, copy_synthesis if name == "copy_synthesis" else faithful_or_vocoded, model_identity(model, name)
-    )
+    run = copy_synthesis if name in COPIES else faithful_or_vocoded
+    return System(name, run, model_identity(model, name))
 
 
 def restore(takes: Sequence[Waveform], sample_rate: int, model: Model, reconstruction: str = "faithful") -> Waveform:
@@ -177,7 +182,7 @@ def restore(takes: Sequence[Waveform], sample_rate: int, model: Model, reconstru
 
 def model_identity(model: Model, reconstruction: str) -> str:
     """Text that changes when the results of our pipeline may change."""
-    unused = ("vocoder",) if reconstruction == "faithful" else ()
+    unused = ("vocoder",) if reconstruction in ("faithful", "griffin_lim") else ()
     weights = weights_digest(model.path, unused)
     return f"{weights}, {model.num_inference_steps} steps, {model.dtype}, code {code_digest()}"
 

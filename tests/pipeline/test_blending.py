@@ -10,7 +10,7 @@ import torch
 from pipeline_aud2studio.blending import blend, blended_parts, block_of, vocoder_weight
 from pipeline_aud2studio.chunks import overlap_added
 from pipeline_aud2studio.spectral import BandTransform
-from pipeline_aud2studio.vocoding import VOCODER_BLOCK, vocode, vocode_parts
+from pipeline_aud2studio.vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, vocode, vocode_parts
 
 RATE = 44100
 TRANSFORM = BandTransform()
@@ -165,7 +165,7 @@ def test_streamed_is_whole(toy_pipeline, num_frames: int) -> None:
             assert block_of(TRANSFORM, first, num_frames) == block
             start = max(block - 1, 0) * VOCODER_BLOCK
             late = partial(vocode_parts, vocoder, device="cpu", start=start)
-            begin = max(start - 40, 0)
+            begin = max(start - VOCODER_CONTEXT, 0)
             again = next(blended_parts(TRANSFORM, parts(begin), late, num_frames, block))
             assert again[0] == first
             torch.testing.assert_close(again[1], part, atol=1e-6, rtol=1e-6)

@@ -1,6 +1,7 @@
 """BigVGAN-v2 in NVIDIA's layout loads into `diffusers.MMAudioVocoder` and gives what the papers describe."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,14 @@ def checkpoint(folder: Path, content: object = None, **changes: object) -> Path:
 
 @pytest.mark.parametrize("given", ["folder", "file"])
 def test_nvidias_checkpoint_becomes_the_vocoder(given: str, toy_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(toy_model, tmp_path / "model")
+    index = model / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"griffin_lim_iterations": 32}))
     path = checkpoint(tmp_path / "nvidia") / ("bigvgan_generator.pt" if given == "file" else "")
     arguments = ["import-bigvgan", "--checkpoint", str(path), "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--model", str(toy_model)]) == 0
+    assert main([*arguments, "--model", str(model)]) == 0
     pipeline = Aud2StudioPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.config.griffin_lim_iterations == 0
     mel = -5 + 2.5 * torch.randn(1, BANDS, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights = {name: value.double() for name, value in folded(nvidia_weights(seed=3)).items()}
     with torch.inference_mode():

@@ -382,9 +382,31 @@ def test_another_vocoder_changes_what_it_synthesises_only(tmp_path: Path) -> Non
         (tmp_path / component / "config.json").write_text("{}")
     (tmp_path / "model_index.json").write_text("{}")
     model = systems.Model(str(tmp_path))
-    before = {name: systems.model_identity(model, name) for name in ("faithful", "vocoder", "blend")}
+    before = {name: systems.model_identity(model, name) for name in ("faithful", "griffin_lim", "vocoder", "blend")}
     (tmp_path / "vocoder" / "config.json").write_text('{"num_mels": 128}')
     after = {name: systems.model_identity(model, name) for name in before}
-    assert [name for name in before if before[name] == after[name]] == ["faithful"]
+    assert [name for name in before if before[name] == after[name]] == ["faithful", "griffin_lim"]
     (tmp_path / "unet" / "config.json").write_text('{"in_channels": 13}')
     assert systems.model_identity(model, "faithful") != after["faithful"]
+
+
+def test_copies_are_made_of_the_clean_clip(toy_model: Path) -> None:
+    rate = 44_100
+    times = np.arange(rate) / rate
+    chord = sum(np.sin(2 * np.pi * pitch * times) for pitch in (220.0, 277.2, 329.6, 1318.5))
+    clean = 0.1 * np.stack([chord, 0.5 * chord]).astype(np.float32)
+    recording = np.zeros_like(clean)
+    model = systems.Model(str(toy_model))
+    copies = {name: systems.build_system(name, model).run(recording, clean, rate) for name in systems.COPIES}
+    transform = systems.load_pipeline(model).transform
+    mels = {
+        name: transform.log_mel(transform.stft(normalised(copy))) for name, copy in (copies | {"clean": clean}).items()
+    }
+    assert all(copy.shape == clean.shape for copy in copies.values())
+    errors = {name: float((mel - mels["clean"]).abs().mean()) for name, mel in mels.items()}
+    assert errors["griffin_lim"] < 0.3  # nats
+    assert errors["copy_synthesis"] > 1  # of random weights
+
+
+def normalised(waveform: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(waveform / np.sqrt(np.square(waveform).mean()) / 14)
