@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline_aud2studio.audio import Waveform, resample
 from training.artifacts import indicators
 from training.degrade import RenderedPair
-from training.frechet import EMBEDDINGS, OFFLINE, Vectors, compare_sets, embed, load_reference
+from training.frechet import EMBEDDINGS, OFFLINE, Vectors, compare_sets, embed, gaussian, load_reference
 from training.late_tail import known_parts, late_tail_ratio
 from training.metrics import level_change_lu, level_matched, sdr
 from training.perceptual import pesq_on_speech, visqol, zimtohrli
@@ -96,7 +96,11 @@ class FurtherScores:
         os.replace(part, path)
 
     def frechet(self, rows: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> dict[str, Any]:
-        """Fréchet distances of the systems that have embeddings of every row, by embedding.
+        """Fréchet distances of the systems that have embeddings of every row, by embedding and reference.
+
+        The references are the training music and, as `NAME_matched`, the clean versions of the same clips. The first
+        also sees what music was played, which can be more than what was done to it; of the second the floor is zero,
+        which no other set of clean music reaches.
 
         Returns:
             By embedding: `title`, `reference`, `reference_clips`, `reference_windows`, and `systems`, see
@@ -108,12 +112,15 @@ class FurtherScores:
             sets: dict[str, list[Vectors]] = {
                 system: [load_file(self._path(system, row))[name] for row in rows] for system in complete
             }
-            reference = load_reference(name)
-            report[name] = {
-                "title": EMBEDDINGS[name].title,
-                "reference": reference.title,
-                "reference_clips": reference.clips,
-                "reference_windows": reference.windows,
-                "systems": compare_sets(reference, sets, CLEAN, CEILING),
-            }
+            references = {name: load_reference(name)}
+            if CLEAN in sets:
+                references[f"{name}_matched"] = gaussian(sets[CLEAN], "the clean versions of the same clips")
+            for title, reference in references.items():
+                report[title] = {
+                    "title": EMBEDDINGS[name].title,
+                    "reference": reference.title,
+                    "reference_clips": reference.clips,
+                    "reference_windows": reference.windows,
+                    "systems": compare_sets(reference, sets, CLEAN, CEILING),
+                }
         return report

@@ -289,6 +289,16 @@ def test_perceptual_figures_and_frechet_distances(data: Path, tmp_path: Path, mo
         clips = [load_file(path)[name] for path in sorted((folder / "lowpass_control").glob("*.safetensors"))]
         expected = frechet_distance(load_reference(name), gaussian(clips))
         assert found["lowpass_control"]["value"] == pytest.approx(expected, rel=1e-6)
+        matched = summary["frechet"][f"{name}_matched"]["systems"]
+        clean = [load_file(path)[name] for path in sorted((folder / "clean").glob("*.safetensors"))]
+        assert matched["clean"]["value"] == pytest.approx(0, abs=1e-6 * matched["input"]["value"])
+        expected = frechet_distance(gaussian(clean), gaussian(clips))
+        assert matched["lowpass_control"]["value"] == pytest.approx(expected, rel=1e-6)
+        share = 1 - expected / frechet_distance(
+            gaussian(clean),
+            gaussian([load_file(path)[name] for path in sorted((folder / "input").glob("*.safetensors"))]),
+        )
+        assert matched["lowpass_control"]["closed"] == pytest.approx(share, rel=1e-6)
     report = (tmp_path / "out" / "report.md").read_text()
     assert "## Fréchet distance, musicnn" in report and "342 clips" in report and "## SRMR" in report
     assert "## PESQ" not in report
