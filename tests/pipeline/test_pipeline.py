@@ -186,8 +186,8 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
     monkeypatch.setattr(BandImage, "placed", lambda *a, **k: features.append(real_placed(*a, **k)) or features[-1])
     mels = []
 
-    def silent(vocoder, parts, device, start):
-        assert start == 0
+    def silent(vocoder, parts, device, start, refine):
+        assert start == 0 and refine is None
         mels.extend(mel for _, mel in parts)
         yield torch.zeros(len(mels[0]), sum(mel.shape[-1] for mel in mels) * 256)
 
