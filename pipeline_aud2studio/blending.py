@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch.nn import functional as F
 
+from .chunks import overlap_added
 from .spectral import BandTransform
-from .vocoding import VOCODER_BLOCK
 
 # What the faithful output may fall short of the restored mel before the vocoder comes in, and when it is in fully.
 # From half the amplitude down, no comb between the two is deeper than the gap that is there without the vocoder.
@@ -84,9 +84,41 @@ def lag_frames(transform: BandTransform) -> int:
     return math.ceil(transform.pad / transform.hop_length)
 
 
-def block_of(transform: BandTransform, frame: int, num_frames: int) -> int:
-    """Which of the blocks of :func:`blended_parts` holds a frame: the vocoder's, but they begin `lag_frames` early."""
-    return min((frame + lag_frames(transform)) // VOCODER_BLOCK, (num_frames - 1) // VOCODER_BLOCK)
+def fine_parts(
+    coarse: BandTransform, fine: BandTransform, parts: Iterable[Part], num_frames: int
+) -> Iterator[Part]:
+    """Brings faithful spectra to the STFT of the vocoder's mel, in memory that does not grow.
+
+    Args:
+        coarse, fine: The STFT of the spectra that come, and of those that go; whole hops of the one fit the other.
+        parts: First coarse frame, coarse spectrum (rows, bins, frames), and the log-mel (rows, bands, fine frames) of the
+            same stretch, one after the other.
+        num_frames: Fine frames of the whole.
+
+    Yields:
+        First fine frame, spectrum (rows, bins, frames) and log-mel of the same frames.
+    """
+    mels: list[torch.Tensor] = []
+
+    def spectra() -> Iterator[tuple[int, torch.Tensor]]:
+        for first, spectrum, log_mel in parts:
+            mels.append(log_mel)
+            yield first, spectrum
+
+    hop, pad = fine.hop_length, fine.pad
+    waveform: torch.Tensor | None = None  # from `pad` samples before the frame `done` on
+    done = heard = 0  # frames that are yielded, samples that came
+    for samples in overlap_added(coarse, spectra(), num_frames * hop):
+        samples, heard = samples.to(mels[0].device), heard + samples.shape[-1]
+        edge = samples[:, 1 : pad + 1].flip(-1)  # before the first sample is a reflected edge
+        waveform = torch.cat([edge if waveform is None else waveform, samples], dim=-1)
+        if heard == num_frames * hop:
+            waveform = torch.cat([waveform, waveform[:, -pad - 1 : -1].flip(-1)], dim=-1)
+        mels[:] = [torch.cat(mels, dim=-1)]
+        count = min((waveform.shape[-1] - 2 * pad) // hop, mels[0].shape[-1])
+        if count > 0:
+            yield done, fine.stft_of_padded(waveform[:, : count * hop + 2 * pad]), mels[0][..., :count]
+            waveform, mels[0], done = waveform[:, count * hop :], mels[0][..., count:], done + count
 
 
 def blended_parts(
@@ -94,17 +126,14 @@ def blended_parts(
     parts: Iterable[Part],
     vocode: Callable[[Iterator[tuple[int, torch.Tensor]]], Iterator[torch.Tensor]],
     num_frames: int,
-    block: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Blends what comes in parts, in memory that does not grow.
 
     Args:
         transform: Of the spectra.
-        parts: One after the other, from a frame on that the vocoder asks for, to the last frame.
-        vocode: Makes waveforms (rows, samples) of such log-mels: from the beginning on, or from the block before
-            `block` on.
+        parts: One after the other, from the first frame to the last.
+        vocode: Makes waveforms (rows, samples) of such log-mels.
         num_frames: Of the whole.
-        block: The first block that is wanted, see :func:`block_of`.
 
     Yields:
         First frame and spectrum (rows, bins, frames), block by block.
@@ -125,17 +154,15 @@ def blended_parts(
                 )
             yield first, log_mel
 
-    at = max(block - 1, 0) * VOCODER_BLOCK
-    at_sample = at * hop if at else -pad  # where the waveform begins: before the first sample is a reflected edge
+    at_sample = -pad  # where the waveform begins: before the first sample is a reflected edge
     waveform: torch.Tensor | None = None
-    first = max(block * VOCODER_BLOCK - lag, 0)  # the first frame of the next block
-    known = at  # frames that are vocoded
+    first = known = 0  # the first frame of the next block, and frames that are vocoded
     for samples in vocode(log_mels()):
         assert begin is not None
         samples = samples.to(spectra.device)
         known += samples.shape[-1] // hop
         if waveform is None:
-            waveform = samples if at else torch.cat([samples[:, 1 : pad + 1].flip(-1), samples], dim=-1)
+            waveform = torch.cat([samples[:, 1 : pad + 1].flip(-1), samples], dim=-1)
         else:
             waveform = torch.cat([waveform, samples], dim=-1)
         is_last = known == num_frames

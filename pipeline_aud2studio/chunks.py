@@ -53,22 +53,19 @@ class CrossFader:
 
 
 def overlap_added(
-    transform: BandTransform, parts: Iterable[tuple[int, torch.Tensor]], num_samples: int, num_done: int = 0
+    transform: BandTransform, parts: Iterable[tuple[int, torch.Tensor]], num_samples: int
 ) -> Iterator[torch.Tensor]:
     """Waveform (rows, samples) piece by piece of spectra that come in parts, as `transform.istft` has it of the whole.
 
     Args:
         parts: First frame and spectrum (rows, bins, frames), one after the other, up to the last frame.
         num_samples: Length of the whole.
-        num_done: Sample to begin with; the first part begins early enough for it.
     """
     hop, pad = transform.hop_length, transform.pad
     # What a later part will add to: samples after the frames so far.
     tail, tail_energy = torch.zeros(1, 2 * pad), torch.zeros(2 * pad)
-    wanted = num_samples - num_done  # what is still to be yielded
-    skipped: int | None = None  # the reflected beginning, and what was done before
+    skipped, wanted = pad, num_samples  # the reflected beginning, and what is still to be yielded
     for first, spectrum in parts:
-        skipped = pad + num_done - first * hop if skipped is None else skipped
         samples, energy = (part.cpu() for part in transform.overlap_add(spectrum))
         samples[:, : 2 * pad] += tail
         energy[: 2 * pad] += tail_energy

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,23 +20,24 @@ from diffusers import DiffusionPipeline, MMAudioVocoder, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import logging, replace_example_docstring
-from transformers import ASTModel
+from transformers import ASTForAudioClassification
 
 from .audio import match_loudness, resample
-from .blending import blended_parts, block_of
+from .analysis import Stretch, analyzed, chunks_of
+from .blending import blended_parts, fine_parts
 from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
 from .griffin_lim import refine
-from .image import BandImage, Features
+from .features import PATCH, Answer, BandImage, Features, image_channels
 from .precision import finite_or_again
 from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
 from .takes import SILENCE_RMS, AudioInput, as_performances, assign_slots, level_gain, rms
-from .vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, vocode_parts
+from .vocoding import vocode_parts
 
 logger = logging.get_logger(__name__)
 
-RECONSTRUCTIONS = ("faithful", "vocoder", "blend")
+RECONSTRUCTIONS = ("faithful", "vocoder", "blend", "prediction")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -60,20 +62,19 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
     Args:
         unet ([`UNet2DConditionModel`]):
-            Denoises the mel image and predicts one complex gain per band, frame and recording.
+            Denoises the mel image, gates the predicted late sound and predicts what else disturbs, per band and frame.
         scheduler ([`SchedulerMixin`]):
             A scheduler with zero terminal SNR and trailing timesteps; DDPM, DDIM, DPM-Solver++ and UniPC share one
             config.
-        condition_encoder ([`~transformers.ASTModel`]):
+        condition_encoder ([`~transformers.ASTForAudioClassification`]):
             Audio Spectrogram Transformer that summarises room, crowd and device of every recording.
         vocoder ([`MMAudioVocoder`]):
             BigVGAN-v2, from the restored log-mel to a waveform (`reconstruction="vocoder"`).
         sample_rate (`int`): Sampling rate of the model in Hz.
         n_fft, hop_length, n_mels, fmin, fmax: The mel front end; the vocoder has to have been trained on the same.
-        overlap_frames (`int`): Frames shared by neighbouring chunks. A chunk is the condition encoder's `max_length`.
-        patch_size (`int`): Edge of the square of the mel image that the UNet sees as one pixel.
-        max_gain (`float`): Bound of the magnitude of a band gain.
-        mel_mean, mel_std, correction_std, band_scale (`float`): Normalisation of the image, see [`BandImage`].
+        overlap_frames (`int`):
+            Frames of four hops shared by neighbouring chunks. A chunk is the condition encoder's `max_length`.
+        mel_mean, mel_std, correction_std (`float`): Normalisation of the image, see [`BandImage`].
         default_num_inference_steps (`int`): Denoising steps where the call does not say.
         griffin_lim_iterations (`int`):
             Iterations of Griffin-Lim that bring the vocoder's waveform to the restored mel's magnitudes
@@ -87,7 +88,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         self,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        condition_encoder: ASTModel,
+        condition_encoder: ASTForAudioClassification,
         vocoder: MMAudioVocoder,
         sample_rate: int = 44100,
         n_fft: int = 1024,
@@ -95,13 +96,10 @@ class Aud2StudioPipeline(DiffusionPipeline):
         n_mels: int = 128,
         fmin: float = 0.0,
         fmax: float | None = None,
-        overlap_frames: int = 64,
-        patch_size: int = 2,
-        max_gain: float = 4.0,
+        overlap_frames: int = 32,
         mel_mean: float = -5.0,
         mel_std: float = 2.0,
         correction_std: float = 2.0,
-        band_scale: float = 1.0,
         default_num_inference_steps: int = 8,
         griffin_lim_iterations: int = 0,
     ) -> None:
@@ -115,16 +113,14 @@ class Aud2StudioPipeline(DiffusionPipeline):
             fmin=fmin,
             fmax=fmax,
             overlap_frames=overlap_frames,
-            patch_size=patch_size,
-            max_gain=max_gain,
             mel_mean=mel_mean,
             mel_std=mel_std,
             correction_std=correction_std,
-            band_scale=band_scale,
             default_num_inference_steps=default_num_inference_steps,
             griffin_lim_iterations=griffin_lim_iterations,
         )
-        self.max_recordings = (unet.config.in_channels // patch_size**2 - 1) // 3
+        per_recording = image_channels(2)[0] - image_channels(1)[0]
+        self.max_recordings = 1 + (unet.config.in_channels - image_channels(1)[0]) // per_recording
         self.chunk_frames: int = condition_encoder.config.max_length
         self.transform = BandTransform(sample_rate, n_fft, hop_length, n_mels, fmin, fmax)
         # What becomes of a vocoded waveform.
@@ -133,9 +129,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
             if griffin_lim_iterations
             else None
         )
-        self.image = BandImage(
-            self.transform, self.max_recordings, patch_size, max_gain, mel_mean, mel_std, correction_std, band_scale
-        )
+        self.image = BandImage(self.transform, self.max_recordings, mel_mean, mel_std, correction_std)
 
     def check_inputs(
         self,
@@ -240,7 +234,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
                 one, where they were trained, and needs no more than that.
             reconstruction (`str`):
                 `"faithful"` filters what was recorded; `"vocoder"` synthesises the restored mel anew; `"blend"` is
-                faithful, and the vocoder in the bands and at the times in which the recording has nothing.
+                faithful, and the vocoder in the bands and at the times in which the recording has nothing;
+                `"prediction"` only takes away the late sound that linear prediction finds, without any network.
             dryness (`float`): 1 is fully restored, 0 the input, mixed in phase. Not with `vocoder`.
             generator (`torch.Generator`, *optional*): Source of the noise's seed, for repeatable results.
             latents (`torch.Tensor`, *optional*):
@@ -347,7 +342,6 @@ class Aud2StudioPipeline(DiffusionPipeline):
         reconstruction: str = "faithful",
         generator: torch.Generator | None = None,
         batch_size: int = 4,
-        num_done: int = 0,
     ) -> Iterator[np.ndarray]:
         """Restores takes of any length in memory that does not grow with it.
 
@@ -355,8 +349,6 @@ class Aud2StudioPipeline(DiffusionPipeline):
             takes: At the pipeline's own sampling rate and at the level that [`~takes.level_gain`] brings them to, the
                 reference first.
             num_inference_steps, reconstruction, generator, batch_size: See [`__call__`].
-            num_done: Samples that another call with the same arguments yielded before it was interrupted: this one
-                yields the others, to the bit what that one would have yielded.
 
         Yields:
             The reference's restoration (channels, samples) piece by piece, at the pipeline's sampling rate and not yet
@@ -377,180 +369,137 @@ class Aud2StudioPipeline(DiffusionPipeline):
             output_type="np",
             generator=generator,
         )
-        _check_type("num_done", num_done, Integral, "an integer")
         if not 1 <= len(takes) <= self.max_recordings:
             raise ValueError(f"`takes` can be a list of 1 to {self.max_recordings} takes, got {len(takes)}.")
-        if not 0 <= num_done <= takes[0].num_samples:
-            raise ValueError(f"`num_done` has to be within 0 and {takes[0].num_samples} samples, got {num_done}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
         sampling = _Sampling(num_inference_steps, 1.0, seed, None, None, ())
-        if num_done < takes[0].num_samples:
-            yield from self._blocks(takes, reconstruction, batch_size, sampling, num_done)
+        yield from self._blocks(takes, reconstruction, batch_size, sampling)
         self.maybe_free_model_hooks()
 
     def _blocks(
-        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling, num_done: int = 0
+        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling
     ) -> Iterator[np.ndarray]:
-        """The restoration (channels of the first take, samples) piece by piece, from sample `num_done` on."""
-        num_samples = takes[0].num_samples
+        """Yields the restoration (channels of the first take, samples) piece by piece."""
+        num_samples, coarse = takes[0].num_samples, self.image.coarse
         slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
-        transform = self.transform
-        num_frames, device = transform.num_frames(num_samples), self._execution_device
-        padded = Padded(takes, num_frames, transform.hop_length, transform.pad, device)
-        read_outs = {"faithful": self._faithful, "vocoder": self._vocoded, "blend": self._blended}
-        for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling, num_done):
+        num_frames = coarse.num_frames(num_samples)
+        padded = Padded(takes, num_frames, coarse.hop_length, coarse.pad, self._execution_device)
+        read_outs = {
+            "faithful": self._faithful,
+            "vocoder": self._vocoded,
+            "blend": self._blended,
+            "prediction": self._predicted,
+        }
+        for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling):
             yield block.cpu().numpy()
 
-    def _stft(self, padded: Padded, first: int) -> torch.Tensor:
-        """Spectra (all channels, bins, frames) of the chunk from frame `first` on."""
-        hop, pad = self.transform.hop_length, self.transform.pad
-        return self.transform.stft_of_padded(padded.window(first * hop, (first + self.chunk_frames) * hop + 2 * pad))
-
-    def _features(self, spectra: list[torch.Tensor], starts: list[int], slots: list[list[int]]) -> Features:
-        """What the UNet sees of chunks that start at these frames, of their spectra (all channels, bins, frames)."""
-        planes = [self.image.planes(stft, first) for stft, first in zip(spectra, starts, strict=True)]
-        return self.image.placed(planes, slots)
+    def _predicted(
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
+    ) -> Iterator[torch.Tensor]:
+        """Yields the recording without its predicted late sound (rows, samples) piece by piece."""
+        stretches = analyzed(padded, self.image, slots, self.image.coarse.num_frames(num_samples))
+        spectra = ((stretch.first, stretch.stft - stretch.late) for stretch in stretches)
+        yield from overlap_added(self.image.coarse, spectra, num_samples)
 
     def _faithful(
-        self,
-        padded: Padded,
-        slots: list[list[int]],
-        num_samples: int,
-        batch_size: int,
-        sampling: _Sampling,
-        num_done: int,
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
     ) -> Iterator[torch.Tensor]:
-        """Filters the recordings by the complex band gains and adds them up: (rows, samples) piece by piece."""
-        needed = self._first_sounding(num_done)
-        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "faithful")
-        spectra = ((first, self._filtered(stft, slots, gains)) for first, stft, gains in bands)
-        yield from overlap_added(self.transform, spectra, num_samples, num_done)
+        """Yields the filtered recording (rows, samples) piece by piece."""
+        parts = self._restored(padded, slots, num_samples, batch_size, sampling, "faithful")
+        yield from overlap_added(self.image.coarse, ((first, part) for first, part, _ in parts), num_samples)
 
     def _vocoded(
-        self,
-        padded: Padded,
-        slots: list[list[int]],
-        num_samples: int,
-        batch_size: int,
-        sampling: _Sampling,
-        num_done: int,
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
     ) -> Iterator[torch.Tensor]:
-        """Synthesises the restored log-mel: (rows, samples) piece by piece."""
-        start = num_done // self.transform.hop_length // VOCODER_BLOCK * VOCODER_BLOCK
-        needed = max(start - VOCODER_CONTEXT, 0)
-        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "vocoder")
-        parts = ((first, part.cpu()) for first, _, part in bands)
-        skipped, wanted = num_done - start * self.transform.hop_length, num_samples - num_done
-        for samples in vocode_parts(self.vocoder, parts, self._execution_device, start, self.refine):
-            block = samples[:, skipped : skipped + wanted]
-            skipped, wanted = max(skipped - samples.shape[-1], 0), wanted - block.shape[-1]
-            if block.shape[-1]:
-                yield block
+        """Synthesises the restored log-mel: yields (rows, samples) piece by piece."""
+        restored = self._restored(padded, slots, num_samples, batch_size, sampling, "vocoder")
+        parts = ((PATCH * first, log_mel.cpu()) for first, _, log_mel in restored)
+        wanted = num_samples
+        for samples in vocode_parts(self.vocoder, parts, self._execution_device, refine=self.refine):
+            if wanted > 0:
+                yield samples[:, :wanted]
+            wanted -= samples.shape[-1]
 
     def _blended(
-        self,
-        padded: Padded,
-        slots: list[list[int]],
-        num_samples: int,
-        batch_size: int,
-        sampling: _Sampling,
-        num_done: int,
+        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
     ) -> Iterator[torch.Tensor]:
-        """The faithful read-out, and the vocoder where that has too little: (rows, samples) piece by piece."""
-        num_frames = self.transform.num_frames(num_samples)
-        block = block_of(self.transform, self._first_sounding(num_done), num_frames)
-        start = max(block - 1, 0) * VOCODER_BLOCK
-        needed = max(start - VOCODER_CONTEXT, 0)
-        bands = self._restored_bands(padded, slots, num_samples, batch_size, sampling, needed, "blend")
-        parts = ((first, self._filtered(stft, slots, both[:, :-1]), both[:, -1].real) for first, stft, both in bands)
+        """Yields the faithful read-out, and the vocoder where that has too little: (rows, samples) piece by piece."""
+        num_frames = PATCH * self.image.coarse.num_frames(num_samples)
+        restored = self._restored(padded, slots, num_samples, batch_size, sampling, "blend")
+        parts = fine_parts(self.image.coarse, self.transform, restored, num_frames)
         # Not refined: the blend itself brings the vocoder to the restored mel. Refined, without the mel's floor, it
         # is 1.5 dB lower above a limit of 8 kHz, and 0.13 dB instead of 0.07 from the faithful sound below it.
-        vocode = partial(vocode_parts, self.vocoder, device=self._execution_device, start=start)
-        spectra = blended_parts(self.transform, parts, vocode, num_frames, block)
-        yield from overlap_added(self.transform, spectra, num_samples, num_done)
+        vocode = partial(vocode_parts, self.vocoder, device=self._execution_device)
+        spectra = blended_parts(self.transform, parts, vocode, num_frames)
+        yield from overlap_added(self.transform, spectra, num_samples)
 
-    def _first_sounding(self, num_done: int) -> int:
-        """The first frame whose window reaches into what is still to be yielded."""
-        return max(num_done - self.transform.pad, 0) // self.transform.hop_length
-
-    def _filtered(self, stft: torch.Tensor, slots: list[list[int]], gains: torch.Tensor) -> torch.Tensor:
-        """The faithful spectrum (rows, bins, frames).
-
-        Args:
-            stft: Spectra (all channels, bins, frames) of a chunk, which may be longer than what has gains.
-            gains: For each row and slot (rows, slots, bands, frames).
-        """
-        spread = self.transform.spread(gains)  # (rows, slots, bins, frames)
-        filtered = torch.zeros_like(spread[:, 0])
-        for row, channels in enumerate(slots):
-            for slot, channel in enumerate(channels):
-                filtered[row].addcmul_(spread[row, slot], stft[channel, :, : gains.shape[-1]])
-        return filtered
-
-    def _restored_bands(
+    def _restored(
         self,
         padded: Padded,
         slots: list[list[int]],
         num_samples: int,
         batch_size: int,
         sampling: _Sampling,
-        needed: int,
         reconstruction: str,
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Runs the chunks through the UNet and cross-fades them.
 
-        Args:
-            needed: The first frame that is needed; there may be others before it, which then are not right.
-
         Yields:
-            The first frame of a chunk, the spectra (all channels, bins, frames) of all of it, and the final frames,
-            from the first one on, of what :meth:`_sample` gives.
+            The first frame of what is final, its faithful spectrum (rows, bins, frames) (nothing for `vocoder`), and
+            its log-mel (rows, mel, mel_frames) (nothing for `faithful`).
         """
-        num_frames = self.transform.num_frames(num_samples)
-        starts = chunk_starts(num_frames, self.chunk_frames, self.config.overlap_frames)
-        fader = CrossFader(num_frames, self.chunk_frames, self.config.overlap_frames)
+        num_frames, chunk, overlap = (
+            self.image.coarse.num_frames(num_samples),
+            self.chunk_frames,
+            self.config.overlap_frames,
+        )
+        starts = chunk_starts(num_frames, chunk, overlap)
+        faders = CrossFader(num_frames, chunk, overlap), CrossFader(PATCH * num_frames, PATCH * chunk, PATCH * overlap)
         together = max(1, batch_size // len(slots))
-        # Whole groups, as they would be from the beginning on: a neighbour in the batch changes the last bits. The
-        # first frames of a chunk are not right without the one before it.
-        begin = 0
-        while begin + together < len(starts) and starts[begin + together] + self.config.overlap_frames <= needed:
-            begin += together
+        stretches = analyzed(padded, self.image, slots, num_frames, starts[-1] + chunk)
+        chunks = chunks_of(stretches, starts, chunk)
         with self.progress_bar(total=len(starts)) as progress:
-            progress.initial = progress.n = begin
-            for index in range(begin, len(starts), together):
-                group = starts[index : index + together]
-                spectra = [self._stft(padded, first) for first in group]
-                features = self._features(spectra, group, slots)
-                bands = finite_or_again(
-                    partial(self._sample, features, group, sampling, reconstruction),
+            while group := list(itertools.islice(chunks, together)):
+                first_s = group[0].first * self.image.coarse.hop_length / self.config.sample_rate
+                gains, log_mel = finite_or_again(
+                    partial(self._sample, group, sampling, reconstruction),
                     {"condition_encoder": self.condition_encoder, "unet": self.unet},
-                    f"at {group[0] * self.transform.hop_length / self.config.sample_rate:.1f} s",
+                    f"at {first_s:.1f} s",
                 )
-                for first, stft, chunk in zip(group, spectra, bands.chunk(len(group)), strict=True):
-                    yield first, stft, fader.add(first, chunk)
+                for part, gain, mel in zip(group, gains.chunk(len(group)), log_mel.chunk(len(group)), strict=True):
+                    spectrum, final_mel = part.stft[..., :0], mel[..., :0]
+                    if reconstruction != "vocoder":
+                        final = faders[0].add(part.first, gain)  # (rows, gate and gain, bands, frames)
+                        stft, late = (each[..., : final.shape[-1]] for each in (part.stft, part.late))
+                        spectrum = self.image.apply(stft, late, final[:, 0], final[:, 1])
+                    if reconstruction != "faithful":
+                        final_mel = faders[1].add(PATCH * part.first, mel)
+                    yield part.first, spectrum, final_mel
                 progress.update(len(group))
 
-    def _sample(self, features: Features, starts: list[int], sampling: _Sampling, reconstruction: str) -> torch.Tensor:
-        """The denoising loop: what a read-out needs of some chunks.
+    def _sample(
+        self, chunks: list[Stretch], sampling: _Sampling, reconstruction: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the denoising loop on some chunks.
 
         Returns:
-            `faithful`: the gains (batch, slots, bands, frames), complex. `vocoder`: the log-mel (batch, bands,
-            frames). `blend`: the gains and, as one more slot, the log-mel.
+            Gate and gain (rows of all chunks, 2, bands, frames), and the log-mel (rows, mel, mel_frames), which is the
+            recording's where the reconstruction is `faithful`.
         """
         # a. Condition of every recording
+        features = Features(*(torch.cat(parts) for parts in zip(*(chunk.features for chunk in chunks), strict=True)))
         condition = unet_condition(self.unet, self.condition_encoder, features)
         dtype = self.unet.dtype  # once: diffusers looks through all modules for it
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
+        starts = [PATCH * chunk.first for chunk in chunks]
         self.scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
         noise = self._noise(starts, features, sampling, step=0)
         latents = noise * self.scheduler.init_noise_sigma
 
-        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def predict(latents: torch.Tensor, timestep: torch.Tensor) -> Answer:
             noisy = self.scheduler.scale_model_input(latents, timestep)
-            image = self.image.assemble(noisy, features, dtype)
-            if image.device.type != "cpu":  # whose convolutions are as fast with the one layout as with the other
-                image = image.contiguous(memory_format=torch.channels_last)
+            image = self.image.assemble(noisy, features, dtype).contiguous(memory_format=torch.channels_last)
             return self.image.read(self.unet(image, timestep, **condition).sample, features)
 
         # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.
@@ -558,7 +507,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         skipped = sampling.num_inference_steps - int(sampling.num_inference_steps * sampling.strength)
         if skipped and reconstruction != "faithful":
             if reconstruction == "blend":
-                gains = predict(latents, timesteps[0])[1]
+                gains = predict(latents, timesteps[0])
             begin = skipped * self.scheduler.order
             timesteps = timesteps[begin:]
             if hasattr(self.scheduler, "set_begin_index"):
@@ -567,28 +516,27 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
         # d. Denoise
         for step, timestep in enumerate(timesteps):
-            prediction, read = predict(latents, timestep)
-            gains = read if gains is None else gains
+            answer = predict(latents, timestep)
+            gains = answer if gains is None else gains
             if reconstruction != "faithful":
                 extra = self._step_noise(starts, features, sampling, step + 1)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
+                latents = self.scheduler.step(answer.prediction, timestep, latents, **extra).prev_sample
             if sampling.callback is not None:
                 kwargs = {name: {"latents": latents}[name] for name in sampling.callback_inputs}
                 latents = sampling.callback(self, step, timestep, kwargs).pop("latents", latents)
             if reconstruction == "faithful":
-                return gains
-        log_mel = self.image.corrected(latents, features).clamp_min(math.log(MEL_FLOOR))
-        if reconstruction == "vocoder":
-            return log_mel[:, 0]
+                latents = torch.zeros_like(latents)
+                break
         assert gains is not None
-        return torch.cat([gains, log_mel.to(gains.dtype)], dim=1)
+        log_mel = self.image.corrected(latents, features).clamp_min(math.log(MEL_FLOOR))
+        return torch.stack([gains.gate, gains.gain], dim=1), log_mel[:, 0]
 
     def _noise(self, starts: list[int], features: Features, sampling: _Sampling, step: int) -> torch.Tensor:
-        """Noise (batch, 1, bands, frames) of some chunks, cut from one noise for the whole recording."""
+        """Draws noise (rows of all chunks, 1, mel, mel_frames), cut from one noise for the whole recording."""
         rows = len(features.log_mel) // len(starts)
         _, _, bands, frames = features.log_mel.shape
         if step == 0 and sampling.latents is not None:
-            noise = [_cut(sampling.latents, first, frames) for first in starts]  # (rows, 1, bands, frames) each
+            noise = [_cut(sampling.latents, first, frames) for first in starts]  # (rows, 1, mel, mel_frames) each
         else:
             drawn = [frame_noise(sampling.seed, step, bands, first, frames) for first in starts]
             noise = [chunk.expand(rows, 1, -1, -1) for chunk in drawn]

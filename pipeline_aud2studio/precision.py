@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -31,9 +32,10 @@ def preferred_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
-def finite_or_again(
-    compute: Callable[[], torch.Tensor], networks: Mapping[str, nn.Module], where: str
-) -> torch.Tensor:
+Result = TypeVar("Result", torch.Tensor, tuple[torch.Tensor, torch.Tensor])
+
+
+def finite_or_again(compute: Callable[[], Result], networks: Mapping[str, nn.Module], where: str) -> Result:
     """What `compute` returns; computed again with all networks in float32 if it is not finite.
 
     The networks get their own precision back, to the bit: float32 holds every half-precision number.
@@ -63,8 +65,10 @@ def finite_or_again(
     )
 
 
-def _is_finite(result: torch.Tensor) -> bool:
-    return bool(torch.isfinite(result.sum()))  # a sum holds whatever NaN or infinity one of its terms has
+def _is_finite(result: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> bool:
+    parts = (result,) if isinstance(result, torch.Tensor) else result
+    # A sum holds whatever NaN or infinity one of its terms has.
+    return all(bool(torch.isfinite(part.sum())) for part in parts)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -50,6 +50,7 @@ class BandTransform:
         if not 0 <= fmin < fmax <= sample_rate / 2:
             raise ValueError(f"Bands from {fmin} to {fmax} Hz do not fit a sampling rate of {sample_rate} Hz.")
         self.sample_rate, self.n_fft, self.hop_length, self.n_mels = sample_rate, n_fft, hop_length, n_mels
+        self.fmin, self.fmax = fmin, fmax
         self.pad = (n_fft - hop_length) // 2
         self.window = torch.hann_window(n_fft)
 

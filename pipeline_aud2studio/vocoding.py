@@ -30,7 +30,6 @@ def vocode_parts(
     vocoder: MMAudioVocoder,
     parts: Iterable[tuple[int, torch.Tensor]],
     device: torch.device | str,
-    start: int = 0,
     refine: Refine | None = None,
 ) -> Iterator[torch.Tensor]:
     """Waveform (rows, samples) piece by piece of a log-mel that comes in parts.
@@ -41,10 +40,9 @@ def vocode_parts(
     Args:
         vocoder, device: What computes.
         parts: First frame and log-mel (rows, n_mels, frames), one after the other.
-        start: Frame from which on a waveform is wanted, a multiple of `VOCODER_BLOCK`; the parts begin early enough.
         refine: What becomes of a block's waveform, see :func:`.griffin_lim.refine`.
     """
-    first, begin = start, 0  # of the next block's own frames, and of what is kept of the log-mel
+    first = begin = 0  # of the next block's own frames, and of what is kept of the log-mel
     kept: torch.Tensor | None = None
     for at, part in itertools.chain(parts, [(0, None)]):
         if part is not None:

@@ -15,11 +15,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import nn
-from transformers import ASTConfig, ASTModel
+from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from pipeline_aud2studio.conditioning import FILM
-from pipeline_aud2studio.image import BandImage
+from pipeline_aud2studio.conditioning import FILM, LABELS
+from pipeline_aud2studio.features import PATCH, BandImage, image_channels
 from pipeline_aud2studio.spectral import BandTransform
 
 from .config import AST_PATCH, OptimizerConfig, TrainingConfig
@@ -42,7 +42,6 @@ def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
     predicts nothing and leaves the recording as it is.
     """
     model = config.model
-    pixel = model.patch_size**2
     attention = [factor in model.attention_resolutions for factor in model.level_factors]
     head_dims = tuple(min(channels, model.attention_head_dim) for channels in model.channels)
     width = model.conditioning_dim
@@ -64,10 +63,11 @@ def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
             "encoder_hid_dim": width,
             "encoder_hid_dim_type": "text_proj",
         }
+    in_channels, out_channels = image_channels(model.max_recordings)
     unet = UNet2DConditionModel(
-        sample_size=(config.mel.n_mels // model.patch_size, config.chunk_frames // model.patch_size),
-        in_channels=(1 + 3 * model.max_recordings) * pixel,
-        out_channels=(1 + 2 * model.max_recordings) * pixel,
+        sample_size=(config.mel.n_mels // PATCH, config.chunk_frames),
+        in_channels=in_channels,
+        out_channels=out_channels,
         block_out_channels=model.channels,
         down_block_types=tuple(f"{kind}DownBlock2D" if attends else "DownBlock2D" for attends in attention),
         up_block_types=tuple(f"{kind}UpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
@@ -80,10 +80,10 @@ def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
     return unet
 
 
-def build_condition_encoder(config: TrainingConfig) -> ASTModel:
-    """An audio spectrogram transformer for chunks of `chunk_frames` frames."""
+def build_condition_encoder(config: TrainingConfig) -> ASTForAudioClassification:
+    """An audio spectrogram transformer for chunks of `chunk_frames` frames, whose classifier tells the room."""
     width = config.model.conditioning_dim
-    return ASTModel(
+    return ASTForAudioClassification(
         ASTConfig(
             hidden_size=width,
             num_hidden_layers=config.model.conditioning_layers,
@@ -94,6 +94,9 @@ def build_condition_encoder(config: TrainingConfig) -> ASTModel:
             patch_size=AST_PATCH,
             frequency_stride=AST_PATCH,
             time_stride=AST_PATCH,
+            problem_type="regression",
+            id2label=dict(enumerate(LABELS)),
+            label2id={name: number for number, name in enumerate(LABELS)},
         )
     )
 
@@ -114,22 +117,13 @@ def build_scheduler(config: TrainingConfig) -> Any:
 
 def build_image(config: TrainingConfig) -> BandImage:
     """The UNet's image on the configured STFT and bands."""
-    mel, model = config.mel, config.model
-    transform = BandTransform(config.audio.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
-    return BandImage(
-        transform,
-        max_recordings=model.max_recordings,
-        patch_size=model.patch_size,
-        max_gain=model.max_gain,
-        mel_mean=mel.mean,
-        mel_std=mel.std,
-        correction_std=mel.correction_std,
-        band_scale=mel.band_scale,
-    )
+    mel = config.mel
+    fine = BandTransform(config.audio.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
+    return BandImage(fine, config.model.max_recordings, mel.mean, mel.std, mel.correction_std)
 
 
 def build_objective(
-    config: TrainingConfig, unet: UNet2DConditionModel, condition_encoder: ASTModel
+    config: TrainingConfig, unet: UNet2DConditionModel, condition_encoder: ASTForAudioClassification
 ) -> RestorationObjective:
     """What is minimised. Training always uses DDPM's forward process, with the betas of the configured scheduler."""
     return RestorationObjective(
@@ -164,7 +158,7 @@ def build_optimizer(train: OptimizerConfig, model: nn.Module, ends: Sequence[str
 def build_pipeline(
     config: TrainingConfig,
     unet: UNet2DConditionModel,
-    condition_encoder: ASTModel,
+    condition_encoder: ASTForAudioClassification,
     vocoder: MMAudioVocoder | None = None,
 ) -> Aud2StudioPipeline:
     """The pipeline that users get; without a vocoder it has the faithful read-out only."""
@@ -181,12 +175,9 @@ def build_pipeline(
         fmin=mel.fmin,
         fmax=mel.fmax,
         overlap_frames=model.overlap_frames,
-        patch_size=model.patch_size,
-        max_gain=model.max_gain,
         mel_mean=mel.mean,
         mel_std=mel.std,
         correction_std=mel.correction_std,
-        band_scale=mel.band_scale,
         default_num_inference_steps=config.scheduler.num_inference_steps,
         griffin_lim_iterations=config.export.griffin_lim_iterations,
     )

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline_aud2studio.features import PATCH
+
 AST_PATCH = 16  # edge of the condition encoder's patches, in bands and frames
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -38,7 +40,7 @@ Config = TypeVar("Config", bound=Section)
 
 class AudioConfig(Section):
     sample_rate: Annotated[int, Field(ge=8000, le=192000)] = 44100  # Hz
-    clip_seconds: PositiveFloat = 3.0  # length of a training example; rounded to whole UNet pixels, see chunk_frames
+    clip_seconds: PositiveFloat = 8.0  # length of a training example and of a chunk; rounded, see chunk_frames
     mono: Literal[True] = True  # the model restores one channel; a stereo recording's other one is a further recording
 
 
@@ -51,7 +53,6 @@ class MelConfig(Section):
     mean: float = -5.0  # of log-mels at the normal level, nats; with std it brings them to zero mean and unit variance
     std: PositiveFloat = 2.0
     correction_std: PositiveFloat = 2.0  # standard deviation of the clean log-mel less the input's
-    band_scale: PositiveFloat = 1.0  # brings the compressed complex band averages to unit variance
 
 
 class ModelConfig(Section):
@@ -62,10 +63,8 @@ class ModelConfig(Section):
     attention_head_dim: PositiveInt = 32
     layers_per_block: PositiveInt = 1
     norm_num_groups: PositiveInt = 32
-    patch_size: PositiveInt = 2  # edge of the square of bands and frames that becomes one pixel
     max_recordings: Annotated[int, Field(ge=1, le=8)] = 4
-    max_gain: Annotated[float, Field(gt=1)] = 4.0  # bound of a complex band gain's magnitude
-    overlap_frames: NonNegativeInt = 64  # frames that neighbouring chunks share at inference
+    overlap_frames: NonNegativeInt = 32  # pixels of 23 ms that neighbouring chunks share at inference
     conditioning: Literal["cross_attention", "film"] = "cross_attention"  # film: scale and shift of every layer
     conditioning_dim: PositiveInt = 128  # width of the condition encoder
     conditioning_layers: PositiveInt = 2
@@ -81,7 +80,7 @@ class ModelConfig(Section):
     @property
     def level_factors(self) -> tuple[int, ...]:
         """Downsampling factor of the mel image at every level."""
-        return tuple(self.patch_size * 2**level for level in range(len(self.channels)))
+        return tuple(PATCH * 2**level for level in range(len(self.channels)))
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -133,10 +132,10 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(OptimizerConfig):
-    batch_size: PositiveInt = 8  # examples of one forward and backward pass and process, as in diffusers' scripts
-    micro_batch_size: PositiveInt | None = None  # the batch is computed in parts of this size; none: as memory allows
+    batch_size: PositiveInt = 2  # scenes of a step and process; each gives three examples of 8 s
+    micro_batch_size: PositiveInt | None = None  # examples computed together; none: the batch
     gradient_accumulation_steps: PositiveInt = 1  # batches per optimizer step
-    gradient_checkpointing: bool | None = None  # none: as memory allows
+    gradient_checkpointing: bool = False
     ema: bool = True
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: PositiveFloat | None = None  # min-SNR weighting of the diffusion loss (Hang et al. 2023); none: off
@@ -169,11 +168,12 @@ class TrainConfig(OptimizerConfig):
 class LossConfig(Section):
     """Weights of the loss terms, and for which part of a batch the gains are supervised."""
 
-    diffusion: NonNegativeFloat = 1.0
-    compressed_stft: NonNegativeFloat = 1.0
-    mr_stft: NonNegativeFloat = 0.5
-    si_sdr: NonNegativeFloat = 0.01
-    predictive_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # part of the batch at the last timestep
+    diffusion: NonNegativeFloat = 0.05
+    compressed_stft: NonNegativeFloat = 400.0
+    band_energy: NonNegativeFloat = 0.5
+    si_sdr: NonNegativeFloat = 0.05
+    labels: NonNegativeFloat = 0.1
+    predictive_fraction: Annotated[float, Field(ge=0, le=1)] = 0.75  # part of the batch at the last timestep
 
     @property
     def weights(self) -> dict[str, float]:
@@ -192,10 +192,9 @@ class DataConfig(Section):
     noise_dir: Path = Path("data/noise")
     # A path, a URL, or hf://datasets/ORG/NAME, which training.push_dataset fills.
     pairs_manifest: Annotated[Path | str, BeforeValidator(_address_or_path)] = Path("data/pairs.jsonl")
-    memmap_dir: Path | None = None  # pairs that make_synth_pairs rendered ahead, instead of the manifest
+    material: Path = Path("data/material")  # what scenes are rendered from: training.data.material prepares it
     validation_pairs: Path | None = None  # manifest or folder of rendered pairs; none: no validation
-    conditions: tuple[str, ...] | None = None  # train on these only
-    num_workers: NonNegativeInt = 0
+    num_workers: NonNegativeInt = 0  # processes that render, beside the one that trains
 
 
 class EvalConfig(Section):
@@ -234,26 +233,22 @@ class TrainingConfig(Section):
 
     @property
     def chunk_frames(self) -> int:
-        """Frames of a training example and of a chunk at inference: `clip_seconds` in whole pixels of the lowest level
-        and whole patches of the condition encoder."""
-        pixel = self._pixel
-        frames = self.audio.clip_seconds * self.audio.sample_rate / self.mel.hop_length
+        """Frames of the image, of four hops, in a training example and in a chunk at inference: `clip_seconds` in whole
+        pixels of the lowest level and whole patches of the condition encoder."""
+        pixel = math.lcm(AST_PATCH, self.model.level_factors[-1] // PATCH)
+        frames = self.audio.clip_seconds * self.audio.sample_rate / (PATCH * self.mel.hop_length)
         return max(1, round(frames / pixel)) * pixel
-
-    @property
-    def _pixel(self) -> int:
-        return math.lcm(AST_PATCH, self.model.level_factors[-1])
 
     @property
     def clip_samples(self) -> int:
         """Samples of a training example."""
-        return self.chunk_frames * self.mel.hop_length
+        return self.chunk_frames * PATCH * self.mel.hop_length
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
-        if self.mel.n_mels % self._pixel:
+        if self.mel.n_mels % (pixel := math.lcm(AST_PATCH, self.model.level_factors[-1])):
             raise ValueError(
-                f"mel.n_mels ({self.mel.n_mels}) has to be a multiple of {self._pixel}, "
+                f"mel.n_mels ({self.mel.n_mels}) has to be a multiple of {pixel}, "
                 "in which both the UNet's lowest level and the condition encoder's patches fit"
             )
         if self.model.overlap_frames > self.chunk_frames // 2:

@@ -6,6 +6,9 @@ import math
 
 import torch
 
+WINDOWS = (512, 2048, 4096)  # samples; hops are a quarter
+FLOOR_DB = 70.0  # below a clip's mean band energy, what a band log-energy is compared at least with
+
 
 def si_sdr_loss(
     estimate: torch.Tensor, target: torch.Tensor, ceiling_db: float = 30.0, softness: float = 0.4
@@ -31,22 +34,44 @@ def si_sdr_loss(
 
 
 def compressed_stft_loss(estimate: torch.Tensor, target: torch.Tensor, exponent: float = 0.3) -> torch.Tensor:
-    """Distance of compressed spectra, complex and in magnitude only, of (batch, bins, frames).
+    """Distance of compressed spectra at several resolutions, complex and in magnitude only, of (batch, samples).
 
     Compressing with `|X|^0.3` lets quiet bins count. 0.3 of the complex distance and 0.7 of the magnitude's, after
     Braun and Tashev, "A consolidated view of loss functions for supervised deep learning-based speech enhancement"
     (2021).
     """
-    estimate_magnitude, target_magnitude = _magnitude(estimate), _magnitude(target)
-    estimate_compressed, target_compressed = estimate_magnitude**exponent, target_magnitude**exponent
-    difference = estimate * (estimate_compressed / estimate_magnitude) - target * (
-        target_compressed / target_magnitude
+    return torch.stack([_compressed_distance(estimate, target, window, exponent) for window in WINDOWS]).mean()
+
+
+def _compressed_distance(
+    estimate: torch.Tensor, target: torch.Tensor, n_fft: int, exponent: float
+) -> torch.Tensor:
+    window = torch.hann_window(n_fft, device=target.device)
+    scale = 2 / window.sum()  # a steady tone has the same magnitude at every resolution
+
+    def stft(waveform: torch.Tensor) -> torch.Tensor:
+        return torch.stft(waveform, n_fft, n_fft // 4, window=window, return_complex=True) * scale
+
+    estimated, wanted = stft(estimate), stft(target)
+    estimated_magnitude, wanted_magnitude = _magnitude(estimated), _magnitude(wanted)
+    estimated_compressed, wanted_compressed = estimated_magnitude**exponent, wanted_magnitude**exponent
+    difference = estimated * (estimated_compressed / estimated_magnitude) - wanted * (
+        wanted_compressed / wanted_magnitude
     )
     complex_distance = (difference.real.square() + difference.imag.square()).mean()
-    magnitude_distance = (estimate_compressed - target_compressed).square().mean()
+    magnitude_distance = (estimated_compressed - wanted_compressed).square().mean()
     return 0.3 * complex_distance + 0.7 * magnitude_distance
 
 
 def _magnitude(stft: torch.Tensor) -> torch.Tensor:
     # The floor bounds the gradient of the compression, which is infinite at zero.
-    return (stft.real.square() + stft.imag.square() + 1e-5).sqrt()
+    return (stft.real.square() + stft.imag.square() + 1e-10).sqrt()
+
+
+def band_energy_loss(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference in nats of band energies (batch, bands, frames), quiet ones included.
+
+    Both get a floor `FLOOR_DB` below the target's mean over its clip: that of highs in a hall lies well above it.
+    """
+    floor = target.mean((1, 2), keepdim=True) * 10 ** (-FLOOR_DB / 10) + 1e-12
+    return ((estimate + floor).log() - (target + floor).log()).abs().mean()

@@ -1,61 +1,43 @@
-"""The training objective: one UNet call that learns to denoise mels and to read complex gains.
+"""The training objective: one UNet call that learns to denoise mels, and to gate and to filter a recording.
 
 A part of every batch, the predictive part, is at the last timestep, where zero terminal SNR makes channel 0 pure
-noise: only there can the gains not peek at the clean mel, so only there are they supervised. The rest of the batch is
+noise: only there can gate and gain not peek at the clean mel, so only there are they supervised. The rest of the batch is
 at random timesteps and learns the diffusion.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import ASTModel
+from torch.nn import functional as F
+from transformers import ASTForAudioClassification
 
-from pipeline_aud2studio.conditioning import unet_condition
-from pipeline_aud2studio.image import BandImage
+from pipeline_aud2studio.conditioning import condition_arguments, encoder_input, tokens_of
+from pipeline_aud2studio.features import Answer, BandImage, Features
 
-from .losses import compressed_stft_loss, si_sdr_loss
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # auraloss imports librosa lazily and warns of what it does not need
-    from auraloss.freq import STFTLoss
-
-# Samples; with hops of a quarter window: auraloss' own, at a ninth, cost a fifth of a training step on a CPU. The
-# resolution between these two is that of the compressed loss.
-MR_STFT_WINDOWS = (512, 2048)
-
-
-class MagnitudeLoss(STFTLoss):
-    """auraloss' STFT loss without the phases, which it computes and does not use: a twelfth of a training step."""
-
-    def __init__(self, window: int) -> None:
-        super().__init__(fft_size=window, hop_size=window // 4, win_length=window)
-
-    def stft(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        stft = torch.stft(x, self.fft_size, self.hop_size, self.win_length, self.window, return_complex=True)
-        return (stft.real.square() + stft.imag.square()).clamp_min(self.eps).sqrt(), None
+from .losses import band_energy_loss, compressed_stft_loss, si_sdr_loss
 
 
 class RestorationObjective(nn.Module):
-    """Losses of a batch of pairs.
+    """Computes the losses of a batch of examples.
 
     Args:
         unet, condition_encoder: What is trained.
         scheduler: Training schedule, with zero terminal SNR.
         image: The UNet's image.
-        predictive_fraction: Probability of a pair to be at the last timestep.
-        weights: Factors of the losses `diffusion`, `compressed_stft`, `mr_stft`, `si_sdr`.
+        predictive_fraction: Probability of an example to be at the last timestep.
+        weights: Factors of the losses `diffusion`, `compressed_stft`, `band_energy`, `si_sdr`, `labels`.
         snr_gamma: Gamma of the min-SNR weights (Hang et al., 2023), or `None` for weights of 1.
     """
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        condition_encoder: ASTModel,
+        condition_encoder: ASTForAudioClassification,
         scheduler: DDPMScheduler,
         image: BandImage,
         predictive_fraction: float,
@@ -66,18 +48,16 @@ class RestorationObjective(nn.Module):
         self.unet, self.condition_encoder = unet, condition_encoder
         self.scheduler, self.image = scheduler, image
         self.predictive_fraction, self.weights, self.snr_gamma = predictive_fraction, dict(weights), snr_gamma
-        self.mr_stft = nn.ModuleList(MagnitudeLoss(window) for window in MR_STFT_WINDOWS)
 
     def forward(self, batch: Mapping[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Losses by name; `loss` is their weighted sum.
+        """Computes the losses by name; `loss` is their weighted sum.
 
         Args:
-            batch: `recordings` (batch, M, samples), `num_slots` (batch,), `clean` (batch, samples); `samples` is a
-                whole chunk of the condition encoder.
+            batch: What :func:`training.data.examples.collate` gives.
             generator: Source of noise and timesteps, on the CPU.
         """
         # Mixed precision is for the two networks: spectra, phases and losses want single precision.
-        device_type = batch["clean"].device.type
+        device_type = batch["target"].device.type
         mixed = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             return self._losses(batch, generator, torch.autocast(device_type, mixed[1], enabled=mixed[0]))
@@ -85,33 +65,32 @@ class RestorationObjective(nn.Module):
     def _losses(
         self, batch: Mapping[str, torch.Tensor], generator: torch.Generator, precision: torch.autocast
     ) -> dict[str, torch.Tensor]:
-        num_slots, clean = batch["num_slots"], batch["clean"]
-        recordings = batch["recordings"][:, : int(num_slots.max())]  # (batch, R, samples)
-        size, num_recordings = recordings.shape[:2]
-        present = torch.arange(num_recordings, device=recordings.device) < num_slots[:, None]
-        stft = self.image.transform.stft(recordings)  # (batch, R, bins, frames)
-        clean_stft = self.image.transform.stft(clean)  # (batch, bins, frames)
-        features = self.image.features(stft, present)
-        target = self.image.correction(self.image.transform.log_mel(clean_stft)[:, None], features)
+        features = Features(*(batch[name] for name in Features._fields))
+        size, device = len(batch["target"]), batch["target"].device
+        correction = self.image.correction(batch["target_log_mel"], features)
 
-        noise = torch.randn(target.shape, generator=generator).to(target.device)
+        noise = torch.randn(correction.shape, generator=generator).to(device)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
-        # Drawn per pair, so that the fraction holds for batches of two as well; one at least, for there to be a loss.
+        # Drawn per example, so that the fraction holds for batches of two as well; one at least, for there to be a loss.
         predictive = torch.rand(size, generator=generator) < self.predictive_fraction
         predictive[0] |= not predictive.any()
         timesteps[predictive] = self.scheduler.config.num_train_timesteps - 1
-        timesteps = timesteps.to(target.device)
-        noisy = self.scheduler.add_noise(target, noise, timesteps)
-        image = self.image.assemble(noisy, features)
+        timesteps = timesteps.to(device)
+        noisy = self.scheduler.add_noise(correction, noise, timesteps)
+        image = self.image.assemble(noisy, features).contiguous(memory_format=torch.channels_last)
         with precision:
-            condition = unet_condition(self.unet, self.condition_encoder, features)
-            output = self.unet(image, timesteps, **condition).sample
-        prediction, gains = self.image.read(output, features)
+            encoder = self.condition_encoder
+            encoded = encoder.audio_spectrogram_transformer(encoder_input(encoder, features))
+            condition = tokens_of(encoded.last_hidden_state, encoder.config, features.present)
+            labels = encoder.classifier(encoded.pooler_output)
+            arguments = condition_arguments(self.unet, *condition, features.present)
+            output = self.unet(image, timesteps, **arguments).sample
+        answer = self.image.read(output, features)
 
-        predictive = predictive.to(target.device)
         losses = {
-            "diffusion": self._diffusion_loss(prediction, target, noise, timesteps),
-            **self._waveform_losses(gains[predictive], stft[predictive], clean[predictive], clean_stft[predictive]),
+            "diffusion": self._diffusion_loss(answer.prediction, correction, noise, timesteps),
+            **self._waveform_losses(answer, batch, predictive.to(device)),
+            "labels": label_loss(labels.float(), batch["labels"], features.present),
         }
         losses["loss"] = sum((self.weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
         return losses
@@ -129,15 +108,41 @@ class RestorationObjective(nn.Module):
         return error.mean()
 
     def _waveform_losses(
-        self, gains: torch.Tensor, stft: torch.Tensor, clean: torch.Tensor, clean_stft: torch.Tensor
+        self, answer: Answer, batch: Mapping[str, Any], chosen: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        faithful_stft = (self.image.transform.spread(gains) * stft).sum(1)  # (batch, bins, frames)
-        faithful = self.image.transform.istft(faithful_stft, clean.shape[-1])  # (batch, samples)
+        """Losses of the faithful read-out of the chosen examples."""
+        target, coarse = batch["target"][chosen], self.image.coarse
+        stft, late = batch["stft"][chosen], batch["late"][chosen]
+        faithful_stft = self.image.apply(stft, late, answer.gate[chosen], answer.gain[chosen])
+        # The frames before and after a chunk are missing in its first and last samples.
+        faithful = coarse.istft(faithful_stft, target.shape[-1])[:, coarse.pad : -coarse.pad]
+        target = target[:, coarse.pad : -coarse.pad]
+        energy = coarse.average(faithful_stft.real.square() + faithful_stft.imag.square())
         return {
-            "compressed_stft": compressed_stft_loss(faithful_stft, clean_stft),
-            "mr_stft": torch.stack([loss(faithful[:, None], clean[:, None]) for loss in self.mr_stft]).mean(),
-            "si_sdr": si_sdr_loss(faithful, clean),
+            "compressed_stft": compressed_stft_loss(faithful, target),
+            "band_energy": band_energy_loss(energy, batch["target_power"][chosen]),
+            "si_sdr": si_sdr_loss(faithful, target),
         }
+
+
+def label_loss(found: torch.Tensor, wanted: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Mean of smooth L1 distances and, for the last label, of binary cross-entropies.
+
+    Args:
+        found: Of the recordings that exist, one row after the other (existing, labels).
+        wanted: Of every row's own recording (rows, labels), NaN where there is none.
+        present: Which recordings exist (rows, slots).
+    """
+    own = found[present.cumsum(1)[present] == 1]  # the first of every row
+    distance = torch.cat(
+        [
+            F.smooth_l1_loss(own[:, :-1], wanted[:, :-1].nan_to_num(), reduction="none"),
+            F.binary_cross_entropy_with_logits(own[:, -1:], wanted[:, -1:].nan_to_num(), reduction="none"),
+        ],
+        dim=1,
+    )
+    known = ~wanted.isnan()
+    return (distance * known).sum() / known.sum().clamp_min(1)
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -17,7 +17,7 @@ from pipeline_aud2studio.spectral import BandTransform
 
 from . import metrics
 from .config import TrainingConfig
-from .data import make_loader
+from .data.loader import make_loader
 from .sources import Roots
 
 logger = logging.getLogger(__name__)

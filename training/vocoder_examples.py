@@ -16,7 +16,7 @@ from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.conditioning import unet_condition
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
 
-from .data import make_loader
+from .data.loader import make_loader
 from .jsonl import read_rows
 from .schedule import step_seed
 from .vocoder_config import VocoderConfig

@@ -1,0 +1,126 @@
+"""One recorder: everything between the air at a seat in the audience and the file on a phone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from training.codecs import transcode
+
+from .material import SAMPLE_RATE
+
+AGC_HOP = 64  # samples between two values of the automatic gain
+AGC_RANGE_DB = 12.0
+LEVELLED_HZ = np.geomspace(30.0, 20000.0, 10)  # where a random equaliser has its points
+
+
+def smooth_gain(rng: np.random.Generator, frequencies: np.ndarray, spread_db: float) -> np.ndarray:
+    """Draws the gain (bins) of a smooth equaliser, zero-phase: points a bit less than an octave apart, interpolated."""
+    points_db = rng.normal(0, spread_db, len(LEVELLED_HZ))
+    gain_db = np.interp(np.log(np.maximum(frequencies, 1.0)), np.log(LEVELLED_HZ), points_db)
+    return (10 ** (gain_db / 20)).astype(np.float32)
+
+
+def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
+    """Draws a recorder: a taper's, or a phone, in which everything is on."""
+
+    def often(probability: float) -> bool:
+        return bool(rng.random() < (0.9 if is_phone else probability))
+
+    recorder: dict[str, Any] = {"spread_db": float(rng.uniform(0.5, 4.0)), "tilt_db": float(rng.normal(0, 0.7))}
+    if often(0.4):  # distance and air
+        recorder |= {"shelf_hz": float(rng.uniform(2500, 9000)), "shelf_db": float(rng.uniform(-16, -1))}
+    if often(0.6):
+        recorder |= {"low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(220)))), "order": int(rng.integers(1, 4))}
+    if often(0.4):
+        recorder |= {"presence_hz": float(rng.uniform(1500, 7000)), "presence_db": float(rng.uniform(-4, 8))}
+    if often(0.4):
+        recorder["limit_hz"] = float(rng.uniform(7000, 18000))
+    if often(0.2):
+        recorder["agc"] = [float(rng.uniform(1.2, 4)), float(rng.uniform(0.005, 0.05)), float(rng.uniform(0.15, 1.5))]
+    if often(0.2):
+        recorder["drive_db"] = float(rng.uniform(0.5, 9))
+    if rng.random() < (0.25 if is_phone else 0.06):
+        recorder["clip_db"] = float(rng.uniform(0.5, 6))
+    if often(0.3):
+        recorder["hiss_db"] = float(rng.uniform(-70, -35))
+    if rng.random() < 0.1:
+        recorder |= {"hum_db": float(rng.uniform(-60, -30)), "mains_hz": int(rng.choice([50, 60]))}
+    if rng.random() < (0.6 if is_phone else 0.08):
+        recorder["codec"] = [str(rng.choice(["aac", "mp3", "opus"])), int(rng.choice([48, 64, 96, 128]))]
+    return recorder
+
+
+def recorder_gain(recorder: dict[str, Any], rng: np.random.Generator, frequencies: np.ndarray) -> np.ndarray:
+    """The recorder's linear part as a zero-phase gain (bins)."""
+    gain = smooth_gain(rng, frequencies, recorder["spread_db"])
+    octaves = np.log2(np.clip(frequencies, 62.5, 16000) / 1000)
+    gain_db = recorder["tilt_db"] * octaves
+    if "shelf_hz" in recorder:
+        ratio = np.square(frequencies / recorder["shelf_hz"])
+        gain_db = gain_db + recorder["shelf_db"] * ratio / (1 + ratio)
+    if "low_cut_hz" in recorder:
+        ratio = recorder["low_cut_hz"] / np.maximum(frequencies, 0.1)
+        gain_db = gain_db - 10 * np.log10(1 + ratio ** (2 * recorder["order"]))
+    if "presence_hz" in recorder:
+        away = np.log2(np.maximum(frequencies, 1) / recorder["presence_hz"])
+        gain_db = gain_db + recorder["presence_db"] * np.exp(-0.5 * np.square(away / 0.6))
+    gain = gain * 10 ** (np.maximum(gain_db, -80) / 20)
+    if "limit_hz" in recorder:
+        limit = recorder["limit_hz"]
+        gain = gain * 0.5 * (1 + np.cos(np.pi * np.clip((frequencies - limit) / (0.1 * limit), 0, 1)))
+    return gain.astype(np.float32)
+
+
+def automatic_gain(waveform: np.ndarray, ratio: float, attack_s: float, release_s: float) -> np.ndarray:
+    """The gain (samples) of a feed-forward compressor on the linked channels of (channels, samples); its mean is 1.
+
+    Args:
+        ratio: 1 leaves the dynamics alone, 4 turns 12 dB into 3.
+    """
+    samples = waveform.shape[-1]
+    frames = -(-samples // AGC_HOP)
+    padded = np.pad(waveform, ((0, 0), (0, frames * AGC_HOP - samples)))
+    power = np.square(padded).reshape(len(waveform), frames, AGC_HOP).mean(axis=(0, 2), dtype=np.float64)
+    mean_power = float(power.mean()) + 1e-20
+    attack, release = (float(np.exp(-AGC_HOP / (SAMPLE_RATE * time_s))) for time_s in (attack_s, release_s))
+    envelope, level = np.empty(frames), mean_power
+    for frame, now in enumerate(power.tolist()):
+        memory = attack if now > level else release
+        level = memory * level + (1 - memory) * now
+        envelope[frame] = level
+    gain_db = np.clip(-(1 - 1 / ratio) * 10 * np.log10(envelope / mean_power + 1e-9), -AGC_RANGE_DB, AGC_RANGE_DB)
+    gain = 10 ** (gain_db / 20)
+    gain /= np.sqrt(np.mean(gain**2))
+    return np.interp(np.arange(samples), (np.arange(frames) + 0.5) * AGC_HOP, gain).astype(np.float32)
+
+
+def recorded(
+    waveform: np.ndarray, recorder: dict[str, Any], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Puts equalised sound (channels, samples) on the recorder.
+
+    Returns:
+        The recording of the same shape, and the automatic gain (samples) that was in force, or None.
+    """
+    gain = automatic_gain(waveform, *recorder["agc"]) if "agc" in recorder else None
+    recording = waveform if gain is None else waveform * gain
+    level = float(np.sqrt(np.mean(np.square(recording)))) + 1e-12
+    if "hiss_db" in recorder:
+        hiss = rng.standard_normal(recording.shape, np.float32)
+        recording = recording + np.float32(level * 10 ** (recorder["hiss_db"] / 20)) * hiss
+    if "hum_db" in recorder:
+        phase = 2 * np.pi * recorder["mains_hz"] / SAMPLE_RATE * np.arange(recording.shape[-1])
+        hum = sum(np.sin(harmonic * phase + rng.uniform(0, 6.28)) / harmonic for harmonic in (1, 2, 3, 5))
+        recording = recording + np.float32(level * 10 ** (recorder["hum_db"] / 20)) * np.float32(hum)
+    if "drive_db" in recorder:
+        knee = float(np.abs(recording).max()) * 10 ** (-recorder["drive_db"] / 20) + 1e-12
+        recording = knee * np.tanh(recording / knee)
+    if "clip_db" in recorder:
+        limit = float(np.abs(recording).max()) * 10 ** (-recorder["clip_db"] / 20)
+        recording = np.clip(recording, -limit, limit)
+    if "codec" in recorder:
+        peak = float(np.abs(recording).max()) + 1e-12
+        recording = transcode(recording * (0.7 / peak), SAMPLE_RATE, *recorder["codec"]) * (peak / 0.7)
+    return recording.astype(np.float32), gain
