@@ -39,8 +39,8 @@ def analyzed(
 ) -> Iterator[Stretch]:
     """Looks at recordings from their beginning to their end.
 
-    The late sound is predicted in blocks, whose filters differ, and cross-faded; everything else is the same wherever a
-    block begins.
+    The late sound is predicted in blocks, whose filters differ, and cross-faded; everything else is the same wherever
+    a block begins.
 
     Args:
         padded: The recordings at the normal level, the reference's channels first.
@@ -99,5 +99,3 @@ def chunks_of(stretches: Iterable[Stretch], starts: Iterable[int], frames: int) 
         while held.first + held.stft.shape[-1] < start + frames:
             held = held.cut(start, held.first + held.stft.shape[-1] - start).joined(next(stretches))
         yield held.cut(start, frames)
-
-

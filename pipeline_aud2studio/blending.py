@@ -84,15 +84,13 @@ def lag_frames(transform: BandTransform) -> int:
     return math.ceil(transform.pad / transform.hop_length)
 
 
-def fine_parts(
-    coarse: BandTransform, fine: BandTransform, parts: Iterable[Part], num_frames: int
-) -> Iterator[Part]:
+def fine_parts(coarse: BandTransform, fine: BandTransform, parts: Iterable[Part], num_frames: int) -> Iterator[Part]:
     """Brings faithful spectra to the STFT of the vocoder's mel, in memory that does not grow.
 
     Args:
         coarse, fine: The STFT of the spectra that come, and of those that go; whole hops of the one fit the other.
-        parts: First coarse frame, coarse spectrum (rows, bins, frames), and the log-mel (rows, bands, fine frames) of the
-            same stretch, one after the other.
+        parts: First coarse frame, coarse spectrum (rows, bins, frames), and the log-mel (rows, bands, fine frames) of
+            the same stretch, one after the other.
         num_frames: Fine frames of the whole.
 
     Yields:

@@ -17,7 +17,9 @@ LABEL_MEANS = (0.0, 0.0, 10.0, 9.4, 0.0)
 FILM = "projection"  # `class_embed_type` of a UNet that takes the condition as scale and shift of its features
 
 
-def unet_condition(unet: UNet2DConditionModel, encoder: ASTForAudioClassification, features: Features) -> dict[str, Any]:
+def unet_condition(
+    unet: UNet2DConditionModel, encoder: ASTForAudioClassification, features: Features
+) -> dict[str, Any]:
     """The arguments by which the UNet is told the condition; its configuration says how it takes them.
 
     By cross-attention: all tokens and their mask. By FiLM (Perez et al., 2018): their mean over the recordings that
@@ -42,9 +44,7 @@ def condition_arguments(
     return {"encoder_hidden_states": None, "class_labels": pooled}
 
 
-def condition_tokens(
-    encoder: ASTForAudioClassification, features: Features
-) -> tuple[torch.Tensor, torch.Tensor]:
+def condition_tokens(encoder: ASTForAudioClassification, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
     """Summarises every recording of a chunk.
 
     The encoder's patch tokens are averaged over time (a room does not change within a chunk) and keep their frequency.
@@ -60,8 +60,17 @@ def condition_tokens(
     Raises:
         ValueError: If the chunk's length is not the one that the encoder has positions for.
     """
-    hidden = encoder.audio_spectrogram_transformer(encoder_input(encoder, features)).last_hidden_state
-    return tokens_of(hidden, encoder.config, features.present)
+    return tokens_and_labels(encoder, features)[:2]
+
+
+def tokens_and_labels(
+    encoder: ASTForAudioClassification, features: Features
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens and mask, see :func:`condition_tokens`, and what the classifier says of each recording (existing, 5)."""
+    output = encoder(encoder_input(encoder, features), output_hidden_states=True)
+    # What `ASTModel` calls its last hidden state.
+    hidden = encoder.audio_spectrogram_transformer.layernorm(output.hidden_states[-1])
+    return *tokens_of(hidden, encoder.config, features.present), output.logits
 
 
 def encoder_input(encoder: ASTForAudioClassification, features: Features) -> torch.Tensor:

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import ASTForAudioClassification
 
 from .conditioning import FILM
+from .features import PATCH
 from .onnx_networks import INSTALL, MODEL
 from .pipeline import Aud2StudioPipeline
 
@@ -63,9 +65,9 @@ class _FilmUNet(_UNet):
 
 
 class _ConditionEncoder(nn.Module):
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: ASTForAudioClassification) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = encoder.audio_spectrogram_transformer
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         return self.encoder(input_values).last_hidden_state
@@ -126,8 +128,8 @@ def networks(pipeline: Aud2StudioPipeline) -> dict[str, Network]:
     image = torch.randn(
         2,
         unet.config.in_channels,
-        config.n_mels // config.patch_size,
-        pipeline.chunk_frames // config.patch_size,
+        config.n_mels // PATCH,
+        pipeline.chunk_frames,
         generator=generator,
     )
     is_film = unet.config.class_embed_type == FILM

@@ -1,18 +1,18 @@
 """What the networks see of the recordings, and what their answer does to the sound.
 
 Two resolutions share one image. Its pixel is a column of one frame of the *coarse* STFT (93 ms, hop 23 ms, 256 bands)
-and a row of eight of those bands: the same stretch as four frames and four bands of the vocoder's *fine* mel (23 ms, hop
-6 ms, 128 bands). In go, for the recording to be restored, its mel, the band powers of recording, predicted late sound and
-difference, the energy of the past in four decays and a running floor; and for every other recording level and coherence.
-Out come the scheduler's prediction for the mel and, not diffused, a gate on the late sound and the level of what disturbs.
+and a row of eight of those bands: the same stretch as four frames and four bands of the vocoder's *fine* mel (23 ms,
+hop 6 ms, 128 bands). In go, for the recording to be restored, its mel, the band powers of recording, predicted late
+sound and difference, the energy of the past in four decays and a running floor; and for every other recording level
+and coherence. Out come the scheduler's prediction for the mel and, not diffused, a gate on the late sound and the
+level of what disturbs.
 
-Letters in the shapes: `rows`, what is restored (a channel of the reference); `slots`, the recordings that a row sees, its
-own first; `bands` of the coarse transform; `frames` of it; `mel` bands and `mel_frames` of the fine one.
+Letters in the shapes: `rows`, what is restored (a channel of the reference); `slots`, the recordings that a row sees,
+its own first; `bands` of the coarse transform; `frames` of it; `mel` bands and `mel_frames` of the fine one.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +107,9 @@ class BandImage:
         power = self._band_power(stft)  # (channels, bands, frames)
         own = [seen[0] for seen in slots]
         powers = torch.stack([power[own], self._band_power(late), self._band_power(stft[own] - late)], dim=1)
-        references = torch.cat([energies_of_the_past(power[own], self.coarse), running_floor(power[own], self.coarse)], 1)
+        references = torch.cat(
+            [energies_of_the_past(power[own], self.coarse), running_floor(power[own], self.coarse)], 1
+        )
         normalised = (log_mel - self.mel_mean) / self.mel_std
         log_own = powers[:, :1].clamp_min(POWER_FLOOR).log()
         relative = _log_ratio(torch.cat([powers[:, 1:], references], dim=1), powers[:, :1])
@@ -128,8 +130,8 @@ class BandImage:
     def _coherence(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Magnitude-squared coherence (bands, frames) of two spectra (bins, frames), over a band and 0.2 s.
 
-        What a loudspeaker plays is coherent in all microphones, a distant audience is not, and what somebody says beside
-        one of them is not either.
+        What a loudspeaker plays is coherent in all microphones, a distant audience is not, and what somebody says
+        beside one of them is not either.
         """
         cross = one * other.conj()
         parts = torch.stack([cross.real, cross.imag, one.abs().square(), other.abs().square()])
@@ -137,7 +139,7 @@ class BandImage:
         return (smoothed[0].square() + smoothed[1].square()) / (smoothed[2] * smoothed[3] + POWER_FLOOR**2)
 
     def correction(self, log_mel: torch.Tensor, features: Features) -> torch.Tensor:
-        """The diffused quantity (rows, 1, mel, mel_frames) that turns the recording's log-mel into `log_mel` (nats)."""
+        """What is diffused (rows, 1, mel, mel_frames): it turns the recording's log-mel into `log_mel` (nats)."""
         return (log_mel - self._input_log_mel(features)) / self.correction_std
 
     def corrected(self, correction: torch.Tensor, features: Features) -> torch.Tensor:
@@ -154,8 +156,8 @@ class BandImage:
     def read(self, output: torch.Tensor, features: Features) -> Answer:
         """Takes the UNet's output (rows, channels, mel / 4, frames) apart.
 
-        The gain is Wiener's, `1 / (1 + N / P)`, with the power `P` of the recording after the gate, and as interference
-        `N = P e^z0 + sum_k past_k e^zk + floor e^z5`.
+        The gain is Wiener's, `1 / (1 + N / P)`, with the power `P` of the recording after the gate, and as
+        interference `N = P e^z0 + sum_k past_k e^zk + floor e^z5`.
         """
         pixel, bands = PATCH**2, BANDS_PER_MEL * PATCH
         prediction = F.pixel_shuffle(output[:, :pixel].contiguous().float(), PATCH)
@@ -193,9 +195,9 @@ def image_channels(max_recordings: int) -> tuple[int, int]:
 def energies_of_the_past(power: torch.Tensor, transform: BandTransform) -> torch.Tensor:
     """Mean energies (rows, decays, bands, frames) of what was at least the prediction's delay ago.
 
-    Exponentially decaying averages of `power` (rows, bands, frames), with the reverberation times of `DECAYS_S`: what a
-    room of that decay would still hold, but for a factor (Lebart et al., "A new method based on spectral subtraction for
-    speech dereverberation", 2001).
+    Exponentially decaying averages of `power` (rows, bands, frames), with the reverberation times of `DECAYS_S`: what
+    a room of that decay would still hold, but for a factor (Lebart et al., "A new method based on spectral subtraction
+    for speech dereverberation", 2001).
     """
     delayed = F.pad(power, (DELAY, 0))[..., : power.shape[-1]].cpu().numpy()
     averages = []

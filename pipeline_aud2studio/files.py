@@ -390,3 +390,34 @@ def _quantised(waveform: Waveform, subtype: str) -> NDArray[np.float32 | np.int3
     full_scale = 2 ** (bits - 1)
     steps = np.clip(np.rint(waveform.astype(np.float64) * full_scale), -full_scale, full_scale - 1)
     return steps.astype(np.int32) << (32 - bits)
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A folder to be filled, which is synced to the disk and takes its final name if all went well."""
+    temporary = final.with_name(final.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    if final.is_dir():
+        remove_folder(final)
+    os.rename(temporary, final)
+    _sync(final.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder so that, killed in between, no half of it is taken for the whole."""
+    leftover = folder.with_name(folder.name + ".old.tmp")
+    shutil.rmtree(leftover, ignore_errors=True)
+    os.rename(folder, leftover)
+    shutil.rmtree(leftover)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import batch, files
 from .audio import LoudnessWarning
-from .partial import partial_path
 from .restore_file import Settings, Take, excerpt, take_of_file
 from .restore_file import restore as restore_takes
 
@@ -101,7 +100,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--save", required=True, type=Path, metavar="PATH", help="the .wav or .flac to write; a folder for a folder")
     add("--overwrite", action="store_true", help="replace what exists already")
-    add("--resume", action="store_true", help="go on where an interrupted run with the same options stopped")
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
         "--backend",
@@ -111,10 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reconstruction",
-        choices=("faithful", "vocoder", "blend"),
+        choices=("faithful", "vocoder", "blend", "prediction"),
         default="faithful",
-        help="filter what was recorded, synthesise it anew, or synthesise only what the recording has not"
-        " (default: %(default)s)",
+        help="filter what was recorded, synthesise it anew, synthesise only what the recording has not, or only take"
+        " away predicted late sound, without a network (default: %(default)s)",
     )
     add("--steps", type=_within(int, 1, 1000), help="denoising steps (default: the checkpoint's)")
     add("--scheduler", choices=tuple(SCHEDULERS), help="default: the checkpoint's")
@@ -274,7 +272,7 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) ->
         chosen = preferred_dtype(device) if dtype == "auto" else getattr(torch, dtype)
         precision = {"vocoder": torch.float32, "default": chosen}
         # transformers would draw weights that a file lacks at random; diffusers refuses such a file itself.
-        encoder, loading = transformers.ASTModel.from_pretrained(
+        encoder, loading = transformers.ASTForAudioClassification.from_pretrained(
             model,
             subfolder="condition_encoder",
             dtype=precision["default"],
@@ -406,13 +404,11 @@ def restore_opened(
     def say(text: str) -> None:
         _say(f"notice: {job.inputs[number]} {text}")
 
-    folder, partial = job.output.absolute().parent, partial_path(job.output)
+    folder = job.output.absolute().parent
     with contextlib.ExitStack() as stack:
         # The model takes as long to load as ten minutes of music to read: one does not wait for the other.
         loading = stack.enter_context(ThreadPoolExecutor(1)).submit(pipeline)
-        stack.enter_context(kept_for_later(partial))
-        restoring = restore_takes(takes, loading.result, settings, folder, say, partial, args.resume)
-        done = stack.enter_context(restoring)
+        done = stack.enter_context(restore_takes(takes, loading.result, settings, folder, say))
         result = done.result
         blocks = result.blocks(done.gain)
         files.write_blocks(
@@ -435,19 +431,6 @@ def restore_opened(
             }
             plot_spectrograms(args.plot, panels, args.start or 0.0)
         return Restored(job.output, done.original.num_samples / done.original.sample_rate, done.seconds)
-
-
-@contextlib.contextmanager
-def kept_for_later(partial: Path) -> Iterator[None]:
-    """Says so where an error within the block leaves a partial result."""
-    try:
-        yield
-    except files.AudioError:  # which says itself what to do
-        raise
-    except (Exception, KeyboardInterrupt):
-        if partial.exists():
-            _say(f"notice: {partial} keeps what was restored so far: the same command with --resume goes on with it")
-        raise
 
 
 @contextlib.contextmanager

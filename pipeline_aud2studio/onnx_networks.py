@@ -7,20 +7,18 @@ The STFT, the image and the read-outs stay torch's; they are a few per cent of t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import MMAudioVocoder, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 from transformers import ASTConfig
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .pipeline import Aud2StudioPipeline
 
@@ -47,10 +45,8 @@ class OnnxNetwork(nn.Module):
             import onnxruntime
         except ImportError:
             raise ValueError(f"ONNX Runtime is not installed: {INSTALL}") from None
+        onnxruntime.disable_telemetry_events()
         content = (folder / MODEL).read_bytes()
-        # In place of the weights, which a resumed restoration is known by.
-        digest = np.frombuffer(hashlib.blake2b(content).digest(), np.uint8)
-        self.register_buffer("digest", torch.from_numpy(digest.copy()))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -82,10 +78,16 @@ class OnnxUNet(OnnxNetwork):
 
 
 class OnnxConditionEncoder(OnnxNetwork):
-    """In place of `ASTModel`."""
+    """In place of `ASTForAudioClassification`."""
 
-    def forward(self, input_values: torch.Tensor) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=self.computed(input_values))
+    def __init__(self, folder: Path, config: Any) -> None:
+        super().__init__(folder, config)
+        # The file's network has its last normalisation within.
+        self.audio_spectrogram_transformer = nn.Module()
+        self.audio_spectrogram_transformer.layernorm = nn.Identity()
+
+    def forward(self, input_values: torch.Tensor, output_hidden_states: bool = True) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=None, hidden_states=(self.computed(input_values),))
 
 
 class OnnxVocoder(OnnxNetwork):

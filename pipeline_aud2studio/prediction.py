@@ -1,16 +1,14 @@
 """Late sound, predicted from the past: weighted prediction error over all channels of all recordings.
 
-Nakatani et al., "Speech dereverberation based on variance-normalized delayed linear prediction" (2010), and for several
-channels Yoshioka and Nakatani, "Generalization of multi-channel linear prediction methods for blind MIMO impulse
-response shortening" (2012); one iteration, weighted by the power of the recording that is to be restored. What makes it
-work for music is its scale: a window of 93 ms, a delay of 70 ms, filters of 0.3 to 0.6 s, blocks of 24 s.
+Nakatani et al., "Speech dereverberation based on variance-normalized delayed linear prediction" (2010), and for
+several channels Yoshioka and Nakatani, "Generalization of multi-channel linear prediction methods for blind MIMO
+impulse response shortening" (2012); one iteration, weighted by the power of the recording that is to be restored. What
+makes it work for music is its scale: a window of 93 ms, a delay of 70 ms, filters of 0.3 to 0.6 s, blocks of 24 s.
 
 Letters in the shapes: `channels` of all recordings, the reference's first; `targets`, those of the reference.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -67,7 +65,9 @@ def predict_late(
     # Nothing is learned from these, but they are predicted, by a division through the root of their weight.
     weight = 1 / power.clamp(floor, 1e8 * strongest + floor)
     late = [
-        _predicted(stft[:, first : first + BINS_TOGETHER], weight[first : first + BINS_TOGETHER], num_targets, taps, delay)
+        _predicted(
+            stft[:, first : first + BINS_TOGETHER], weight[first : first + BINS_TOGETHER], num_targets, taps, delay
+        )
         for first in range(0, bins, BINS_TOGETHER)
     ]
     return torch.cat(late).transpose(0, 1)

@@ -18,7 +18,6 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
-from .partial import Partial, SampleDigest, identify
 from .spool import Spool
 
 if TYPE_CHECKING:
@@ -111,7 +110,6 @@ class Decoded:
 
     spool: Spool
     rms: float  # over the samples in which anything was recorded, as `takes.rms` has it
-    digest: str
 
 
 def decode(take: Take, folder: Path) -> Decoded:
@@ -121,19 +119,18 @@ def decode(take: Take, folder: Path) -> Decoded:
         AudioError: the recording cannot be used.
         OSError: the disk is full.
     """
-    count, digest = 0, SampleDigest()
+    count = 0
 
     def measured() -> Iterator[Waveform]:
         nonlocal count
         for block in take.blocks():
             count += int(np.count_nonzero(functools.reduce(np.logical_or, block)))
-            digest.push(block)
             yield block
 
     spool = Spool(folder, take.num_channels, take.sample_rate).extend(measured())
     # Samples in which nothing was recorded add nothing to the energy.
     rms = 10 ** (spool.meter.rms_db / 20) * math.sqrt(spool.num_samples / max(count, 1))
-    return Decoded(spool, rms, digest.hexdigest())
+    return Decoded(spool, rms)
 
 
 @contextmanager
@@ -143,8 +140,6 @@ def restore(
     settings: Settings,
     folder: Path,
     say: Callable[[str], None],
-    partial: Path | None = None,
-    resume: bool = False,
 ) -> Iterator[Restoration]:
     """Restores the first take with the help of the others; a context, after which the temporary files are gone.
 
@@ -152,13 +147,10 @@ def restore(
         takes: Of one performance, on one clock, the reference first.
         load_pipeline: Called when the recordings have turned out to be readable and not silent.
         folder: Whose disk holds the temporary files.
-        say: Is told where there is nothing to restore, or to go on with.
-        partial: A file that holds what is restored so far. It is removed when the context is left, and stays if that
-            is for an error.
-        resume: Whether to go on with what `partial` holds.
+        say: Is told where there is nothing to restore.
 
     Raises:
-        AudioError: a recording cannot be used, or `partial` holds a part of the same result and is not to be used.
+        AudioError: a recording cannot be used.
         OSError: the disk is full.
     """
     with ExitStack() as spools:
@@ -180,17 +172,7 @@ def restore(
         else:
             pipeline = load_pipeline()
             started = time.perf_counter()
-            so_far = None
-            if partial is not None:
-                digests = [part.digest for part in decoded]
-                chosen = (settings.steps, settings.reconstruction, settings.seed)
-                identity = identify(pipeline, digests, *chosen)
-                so_far = spools.enter_context(Partial(partial, identity, original.num_channels, resume))
-                if so_far.found:
-                    say(f"goes on after {so_far.found / pipeline.config.sample_rate:.1f} s")
-                elif so_far.is_stale and resume:
-                    say("begins anew: the partial result is of another input, other options or another version")
-            restored = spooled(_restored(pipeline, decoded, settings, folder, rate, so_far), rate)
+            restored = spooled(_restored(pipeline, decoded, settings, folder, rate), rate)
             gain = _matched(restored.meter, original.meter)
             result = restored
             if settings.dryness < 1:
@@ -209,7 +191,6 @@ def _restored(
     settings: Settings,
     folder: Path,
     rate: int,
-    so_far: Partial | None,
 ) -> Iterator[Waveform]:
     """What the pipeline makes of the takes, at the reference's rate and length."""
     import torch
@@ -229,10 +210,7 @@ def _restored(
                 spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
             sources.append(Scaled(spool, level_gain(part.rms)))
         generator = torch.Generator().manual_seed(settings.seed)
-        num_done = 0 if so_far is None else so_far.num_samples
-        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator, num_done=num_done)
-        if so_far is not None:
-            blocks = so_far.extend(blocks).blocks()
+        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator)
         yield from audio.resampled(blocks, own_rate, rate, decoded[0].spool.num_samples)
 
 

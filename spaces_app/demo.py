@@ -11,7 +11,7 @@ from pipeline_aud2studio import files
 from pipeline_aud2studio.infer import Restored, build_parser, notices, restore
 from pipeline_aud2studio.plot import plot_spectrograms
 from pipeline_aud2studio.source import ArraySource
-from training.metrics import level_change_lu, log_spectral_distance, si_sdr
+from training.evaluation.metrics import level_change_lu, log_spectral_distance, si_sdr
 
 EXAMPLES = Path(__file__).parent / "examples"
 FOLDER = Path("demo")

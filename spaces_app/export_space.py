@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.checkpoints import atomic_folder
+from pipeline_aud2studio.files import atomic_folder
 
 HERE = Path(__file__).parent
 PACKAGES = ("pipeline_aud2studio", "spaces_app")

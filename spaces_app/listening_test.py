@@ -1,6 +1,6 @@
 """A listening test in the browser: MUSHRA (ITU-R BS.1534-3) and preference in pairs.
 
-    python -m spaces_app.listening_test draft --results build/benchmark --out study.yaml
+    python -m spaces_app.listening_test draft --results build/benchmark/test --out study.yaml
     python -m spaces_app.listening_test build --study study.yaml --out build/study
     python -m spaces_app.listening_test serve --folder build/study
     python -m spaces_app.listening_test analyze --folder build/study
@@ -28,10 +28,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from pipeline_aud2studio.files import atomic_path
 from spaces_app.analysis import analyze, markdown, plot
 from spaces_app.ratings import Store, export
 from spaces_app.study import Study, build, draft, load_study, read_config
-from training.report import GENRES, write_json
 
 PAGE = Path(__file__).with_name("listening_test.html")
 DATABASE = "ratings.sqlite"
@@ -210,7 +210,8 @@ def report(folder: Path) -> Path:
         raise ValueError(f"{folder / DATABASE} holds no ratings yet")
     system = None if study.preference is None else study.preference[0]
     found = analyze(ratings, preferences, study.genres, system)
-    write_json(folder / "analysis.json", found)
+    with atomic_path(folder / "analysis.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "analysis.md").write_text(markdown(found), encoding="utf-8")
     if found["scores"]:
         plot(folder / "analysis.png", found)
@@ -222,7 +223,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spaces_app.listening_test", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("draft", help="a study of clips of the benchmark")
-    command.add_argument("--results", type=Path, default=Path("build/benchmark"), help="of training.evaluate --html")
+    command.add_argument(
+        "--results", type=Path, default=Path("build/benchmark/test"), help="of the benchmark with --keep"
+    )
     command.add_argument("--count", type=int, default=20, help="excerpts (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--title", default="How do these recordings sound?")
@@ -244,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "draft":
-            genres = json.loads(GENRES.read_text(encoding="utf-8"))
-            content = draft(options.results.absolute(), genres, options.count, options.seed, options.title)
+            content = draft(options.results.absolute(), options.count, options.seed, options.title)
             options.out.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
             print(options.out)
         elif options.command == "build":

@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 
 from pipeline_aud2studio import files
 from pipeline_aud2studio.audio import Waveform, loudness_lufs, peak_gain, resample
-from training.checkpoints import atomic_folder
+from pipeline_aud2studio.files import atomic_folder
 
 REFERENCE, ANCHOR = "reference", "anchor"  # names of conditions that every study has
 ANCHOR_HZ = 3500.0
 RATE = 48_000
 STUDY_FILE = "study.json"
-CONTROLS = ("eq_control", "input")  # of the benchmark's systems, those that are no restoration
+CONTROLS = ("ceiling", "input")  # of the benchmark's systems, those that are no restoration
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -86,44 +86,40 @@ def read_config(path: Path) -> StudyConfig:
     return config.model_copy(update={"reference": path.parent / config.reference, "systems": folders})
 
 
-def draft(results: Path, genres: Mapping[str, str], count: int, seed: int, title: str) -> dict[str, Any]:
-    """A study of clips of the benchmark, over all conditions alike: the content of its YAML.
+def draft(results: Path, count: int, seed: int, title: str) -> dict[str, Any]:
+    """Draws clips of the benchmark for a study, over all conditions alike: the content of its YAML.
 
     Args:
-        results: Folder of `training.evaluate --html`.
-        genres: Genre by collection of music.
+        results: Folder of the benchmark, run with `--keep`.
 
     Raises:
         ValueError: if there is too little in the folder.
     """
-    clips = results / "clips"
-    systems = sorted(path.name for path in clips.iterdir() if path.is_dir() and path.name != "clean")
-    kept = [name for name in systems if any((clips / name).glob("*.opus"))]
-    if not kept or not (clips / "clean").is_dir():
-        raise ValueError(f"{clips} holds no audio: run training.evaluate with --html")
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((clips / kept[0]).glob("[0-9]*.json"))]
-    conditions: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        conditions.setdefault(row["condition"], []).append(row)
+    kept = results / "kept"
+    systems = sorted(path.name for path in kept.iterdir() if path.name != REFERENCE) if kept.is_dir() else []
+    if not systems or not (kept / REFERENCE).is_dir():
+        raise ValueError(f"{kept} holds no audio: run the benchmark with --keep")
+    conditions: dict[str, list[str]] = {}
+    for line in (results / "results.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["system"] == systems[0] and row["name"] not in conditions.setdefault(row["condition"], []):
+            conditions[row["condition"]].append(row["name"])
     for number, group in enumerate(conditions.values()):
         random.Random(f"{seed}:{number}").shuffle(group)
     turns = max((len(group) for group in conditions.values()), default=0)
     order = [group[turn] for turn in range(turns) for group in conditions.values() if turn < len(group)]
     if len(order) < count + 1:
-        raise ValueError(f"{clips} has {len(order)} clips, {count} and one for training are wanted")
-    names = [f"{row['row_id']:05d}" for row in order[: count + 1]]
-    collections = {name: row["music_path"].split("/")[0] for name, row in zip(names, order, strict=False)}
-    own = next((name for name in kept if name not in CONTROLS), None)
+        raise ValueError(f"{results} has {len(order)} clips, {count} and one for training are wanted")
+    own = next((name for name in systems if name not in CONTROLS), None)
     return {
         "title": title,
         "seed": seed,
         "seconds": 15.0,
-        "reference": str(clips / "clean"),
-        "systems": {name: str(clips / name) for name in kept},
-        "excerpts": names[:count],
-        "training": names[count],
-        **({"preference": [own, "input"]} if own and "input" in kept else {}),
-        "genres": {name: genres.get(collections[name], "unknown") for name in names[:count]},
+        "reference": str(kept / REFERENCE),
+        "systems": {name: str(kept / name) for name in systems},
+        "excerpts": order[:count],
+        "training": order[count],
+        **({"preference": [own, "input"]} if own and "input" in systems else {}),
     }
 
 

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, MMAudioVocoder, UNet2DConditionModel
-from transformers import ASTConfig, ASTModel
+from transformers import ASTConfig, ASTForAudioClassification
 
 from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.conditioning import LABELS
+from pipeline_aud2studio.features import PATCH, image_channels
 
 WIDTH = 16
 BANDS = 128
-CHUNK_FRAMES = 128
+CHUNK_FRAMES = 32  # of four hops
 RECORDINGS = 4
-PATCH = 2
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,9 @@ def toy_pipeline() -> Aud2StudioPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=(BANDS // PATCH, CHUNK_FRAMES // PATCH),
-            in_channels=(1 + 3 * RECORDINGS) * PATCH**2,
-            out_channels=(1 + 2 * RECORDINGS) * PATCH**2,
+            sample_size=(BANDS // PATCH, CHUNK_FRAMES),
+            in_channels=image_channels(RECORDINGS)[0],
+            out_channels=image_channels(RECORDINGS)[1],
             block_out_channels=(8, 16),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -35,7 +36,7 @@ def toy_pipeline() -> Aud2StudioPipeline:
             encoder_hid_dim=WIDTH,
             encoder_hid_dim_type="text_proj",
         )
-        encoder = ASTModel(
+        encoder = ASTForAudioClassification(
             ASTConfig(
                 hidden_size=WIDTH,
                 num_hidden_layers=1,
@@ -46,6 +47,7 @@ def toy_pipeline() -> Aud2StudioPipeline:
                 patch_size=16,
                 frequency_stride=16,
                 time_stride=16,
+                num_labels=len(LABELS),
             )
         )
         vocoder = MMAudioVocoder(
@@ -66,7 +68,7 @@ def toy_pipeline() -> Aud2StudioPipeline:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
-    pipeline = Aud2StudioPipeline(unet.eval(), scheduler, encoder.eval(), vocoder.eval(), patch_size=PATCH)
+    pipeline = Aud2StudioPipeline(unet.eval(), scheduler, encoder.eval(), vocoder.eval(), overlap_frames=8)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

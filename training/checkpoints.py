@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
+
+from pipeline_aud2studio.files import atomic_folder, remove_folder
 
 STATE_FILE = "state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,37 +42,6 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], sta
             )
         (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
     return final
-
-
-@contextmanager
-def atomic_folder(final: Path) -> Iterator[Path]:
-    """A folder to be filled, which is synced to the disk and takes its final name if all went well."""
-    temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
-    if final.is_dir():
-        _remove(final)
-    os.rename(temporary, final)
-    _sync(final.parent)
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a folder so that, killed in between, no half of it is taken for the whole."""
-    leftover = folder.with_name(folder.name + ".old.tmp")
-    shutil.rmtree(leftover, ignore_errors=True)
-    os.rename(folder, leftover)
-    shutil.rmtree(leftover)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
@@ -117,7 +87,7 @@ def prune_checkpoints(folder: Path, limit: int | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if limit is not None:
         for path in list_checkpoints(folder)[:-limit]:
-            _remove(path)
+            remove_folder(path)
 
 
 def optimizer_tensors(

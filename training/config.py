@@ -139,9 +139,8 @@ class TrainConfig(OptimizerConfig):
     ema: bool = True
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: PositiveFloat | None = None  # min-SNR weighting of the diffusion loss (Hang et al. 2023); none: off
-    epochs: PositiveInt = (
-        100  # passes over the training examples, unless max_train_steps or max_train_minutes is reached before
-    )
+    # Of 1000 steps each, since no scene comes twice; unless max_train_steps or max_train_minutes is reached before.
+    epochs: PositiveInt = 100
     max_train_minutes: PositiveFloat | None = None  # counted over all resumed runs
     mixed_precision: MixedPrecision = "no"
     cpu_threads: PositiveInt | None = None  # threads a process on a CPU; none: all cores, shared among the processes
@@ -190,17 +189,18 @@ class DataConfig(Section):
     clean_music_dir: Path = Path("data/clean")
     rir_dir: Path = Path("data/rirs")
     noise_dir: Path = Path("data/noise")
-    # A path, a URL, or hf://datasets/ORG/NAME, which training.push_dataset fills.
+    # Recordings with their studio version: a file or folder of training.data.real_pairs, or hf://datasets/ORG/NAME.
     pairs_manifest: Annotated[Path | str, BeforeValidator(_address_or_path)] = Path("data/pairs.jsonl")
     material: Path = Path("data/material")  # what scenes are rendered from: training.data.material prepares it
-    validation_pairs: Path | None = None  # manifest or folder of rendered pairs; none: no validation
+    real_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the scenes: excerpts of `pairs_manifest`
+    validation_clips: Path | None = None  # what training.evaluation.clips rendered; none: no validation
     num_workers: NonNegativeInt = 0  # processes that render, beside the one that trains
 
 
 class EvalConfig(Section):
     metrics: tuple[str, ...] = ("si_sdr", "log_spectral_distance")  # functions of metrics.py; si_sdr picks the best
     val_every_steps: PositiveInt = 1000
-    num_clips: PositiveInt = 16  # the first clips of data.validation_pairs
+    num_clips: PositiveInt = 80  # the first clips of data.validation_clips
 
 
 class ExportConfig(Section):
@@ -233,7 +233,8 @@ class TrainingConfig(Section):
 
     @property
     def chunk_frames(self) -> int:
-        """Frames of the image, of four hops, in a training example and in a chunk at inference: `clip_seconds` in whole
+        """Frames of the image, of four hops, in a training example and in a chunk at inference: `clip_seconds` in
+        whole
         pixels of the lowest level and whole patches of the condition encoder."""
         pixel = math.lcm(AST_PATCH, self.model.level_factors[-1] // PATCH)
         frames = self.audio.clip_seconds * self.audio.sample_rate / (PATCH * self.mel.hop_length)

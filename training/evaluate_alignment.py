@@ -32,8 +32,8 @@ from pipeline_aud2studio.alignment import align
 from pipeline_aud2studio.files import atomic_path
 from pipeline_aud2studio.recording import Recording
 from training.alignment_cases import SAMPLE_RATE, Library, Take, make_case, make_impostors
-from training.bench_case import Case, peak_rss_mb, write_recording
-from training.report import write_json
+from training.bench import peak_rss_mb, write_recording
+from training.jsonl import write_json
 
 GOOD_MS, EXACT_MS = 0.1, 0.02
 # What is aimed at in the table's first four columns, in percent.
@@ -102,11 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_long(seconds: float, temporary: Path | None) -> str:
     """Time and peak memory of this process for two stereo files at 48 kHz, in one line."""
-    case = Case(seconds=seconds, recordings=2, aligned=False, rate=48000)
     with tempfile.TemporaryDirectory(dir=temporary) as folder:
-        paths = [Path(folder) / f"{number}.wav" for number in range(case.recordings)]
+        paths = [Path(folder) / f"{number}.wav" for number in range(2)]
         for number, path in enumerate(paths):
-            write_recording(path, case, number)
+            write_recording(path, seconds, take=number, sample_rate=48000)
         before_mb = peak_rss_mb()
         started, processor = time.perf_counter(), time.process_time()
         result = align(paths, reference=0)

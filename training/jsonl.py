@@ -44,3 +44,11 @@ def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], **header: Any) -> 
     ordered = [merged[key] for key in sorted(merged)]
     write_rows(path, ordered, **header)
     return ordered
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

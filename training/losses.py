@@ -43,9 +43,7 @@ def compressed_stft_loss(estimate: torch.Tensor, target: torch.Tensor, exponent:
     return torch.stack([_compressed_distance(estimate, target, window, exponent) for window in WINDOWS]).mean()
 
 
-def _compressed_distance(
-    estimate: torch.Tensor, target: torch.Tensor, n_fft: int, exponent: float
-) -> torch.Tensor:
+def _compressed_distance(estimate: torch.Tensor, target: torch.Tensor, n_fft: int, exponent: float) -> torch.Tensor:
     window = torch.hann_window(n_fft, device=target.device)
     scale = 2 / window.sum()  # a steady tone has the same magnitude at every resolution
 

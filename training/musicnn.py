@@ -1,33 +1,26 @@
 """MSD_musicnn, the music tagger of Pons and Serra, up to its 200-dimensional embedding, in PyTorch.
 
-    pip download --no-deps musicnn==0.1.0
-    python -m training.musicnn --wheel musicnn-0.1.0-py3-none-any.whl --out training/benchmark/musicnn.safetensors
-
 "musicnn: pre-trained convolutional neural networks for music audio tagging" (ISMIR 2019, late breaking). The weights
-(ISC licence) come with the repository; the command above made them, from the wheel alone.
+(ISC licence) come with the repository. They were made of the variables in the wheel musicnn 0.1.0 (`MSD_musicnn`): a
+convolution's kernel (height, width, in, out) with its axes in the order (3, 2, 0, 1), a dense one's transposed, and
+batch normalisation's gamma, beta, moving mean and moving variance as weight, bias, running mean and running variance;
+layers are numbered in the order of the modules below.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
-import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 
-from training.tensor_bundle import read_bundle
-
 WEIGHTS = Path(__file__).parent / "benchmark" / "musicnn.safetensors"
-IN_WHEEL = "musicnn/MSD_musicnn/"
 SAMPLE_RATE, FFT, HOP, BANDS = 16_000, 512, 256, 96
 PATCH_FRAMES = 187  # 3 s, what it was trained on
 EMBEDDING = 200
@@ -109,61 +102,3 @@ def embed(waveform: NDArray[np.float32], hop_s: float = 1.5) -> NDArray[np.float
         raise ValueError(f"an embedding needs 3 s of sound, not {len(waveform) / SAMPLE_RATE:.2f} s")
     patches = frames.unfold(0, PATCH_FRAMES, round(hop_s * SAMPLE_RATE / HOP)).transpose(1, 2)
     return torch.cat([_model()(batch) for batch in patches.split(BATCH)]).numpy()
-
-
-def convert(variables: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-    """The checkpoint's variables as a state dict of `Musicnn`.
-
-    TensorFlow numbers layers in the order they were made, and has convolutions as (height, width, in, out).
-
-    Raises:
-        ValueError: if a variable is missing.
-    """
-    state: dict[str, torch.Tensor] = {}
-
-    def take(name: str) -> torch.Tensor:
-        if name not in variables:
-            raise ValueError(f"the checkpoint has no variable {name!r}: it is not MSD_musicnn's")
-        return torch.tensor(variables[name])
-
-    def norm(target: str, number: int) -> None:
-        name = f"batch_normalization_{number}" if number else "batch_normalization"
-        parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-        state.update({f"{target}.{own}": take(f"{name}/{theirs}") for own, theirs in parts.items()})
-        state[f"{target}.num_batches_tracked"] = torch.tensor(0)
-
-    norm("input_norm", 0)
-    layers = [f"timbral.{n}" for n in range(2)] + [f"{kind}.{n}" for kind in ("temporal", "middle") for n in range(3)]
-    for number, layer in enumerate(layers):
-        name = f"conv2d_{number}" if number else "conv2d"
-        state[f"{layer}.0.weight"] = take(f"{name}/kernel").permute(3, 2, 0, 1).contiguous()
-        state[f"{layer}.0.bias"] = take(f"{name}/bias")
-        norm(f"{layer}.2", number + 1)
-    norm("pooled_norm", 9)
-    state["dense.weight"] = take("dense/kernel").T.contiguous()
-    state["dense.bias"] = take("dense/bias")
-    norm("embedding_norm", 10)
-    return state
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.musicnn", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--wheel", type=Path, required=True, help="musicnn-0.1.0-py3-none-any.whl")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    options = parser.parse_args(argv)
-    try:
-        with zipfile.ZipFile(options.wheel) as wheel:
-            index, data = (wheel.read(f"{IN_WHEEL}.{name}") for name in ("index", "data-00000-of-00001"))
-        state = convert(read_bundle(index, data))
-        part = options.out.with_name(f".{options.out.name}.part")
-        save_file(state, part, {"source": "PyPI musicnn 0.1.0, MSD_musicnn", "licence": "ISC"})
-        part.replace(options.out)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        print(f"musicnn: {error}", file=sys.stderr)
-        return 1
-    print(options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

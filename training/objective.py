@@ -1,8 +1,8 @@
 """The training objective: one UNet call that learns to denoise mels, and to gate and to filter a recording.
 
 A part of every batch, the predictive part, is at the last timestep, where zero terminal SNR makes channel 0 pure
-noise: only there can gate and gain not peek at the clean mel, so only there are they supervised. The rest of the batch is
-at random timesteps and learns the diffusion.
+noise: only there can gate and gain not peek at the clean mel, so only there are they supervised. The rest of the batch
+is at random timesteps and learns the diffusion.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ASTForAudioClassification
 
-from pipeline_aud2studio.conditioning import condition_arguments, encoder_input, tokens_of
+from pipeline_aud2studio.conditioning import condition_arguments, tokens_and_labels
 from pipeline_aud2studio.features import Answer, BandImage, Features
 
 from .losses import band_energy_loss, compressed_stft_loss, si_sdr_loss
@@ -71,7 +71,8 @@ class RestorationObjective(nn.Module):
 
         noise = torch.randn(correction.shape, generator=generator).to(device)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
-        # Drawn per example, so that the fraction holds for batches of two as well; one at least, for there to be a loss.
+        # Drawn per example, so that the fraction holds for batches of two as well; one at least, for there to be a
+        # loss.
         predictive = torch.rand(size, generator=generator) < self.predictive_fraction
         predictive[0] |= not predictive.any()
         timesteps[predictive] = self.scheduler.config.num_train_timesteps - 1
@@ -79,11 +80,8 @@ class RestorationObjective(nn.Module):
         noisy = self.scheduler.add_noise(correction, noise, timesteps)
         image = self.image.assemble(noisy, features).contiguous(memory_format=torch.channels_last)
         with precision:
-            encoder = self.condition_encoder
-            encoded = encoder.audio_spectrogram_transformer(encoder_input(encoder, features))
-            condition = tokens_of(encoded.last_hidden_state, encoder.config, features.present)
-            labels = encoder.classifier(encoded.pooler_output)
-            arguments = condition_arguments(self.unet, *condition, features.present)
+            tokens, mask, labels = tokens_and_labels(self.condition_encoder, features)
+            arguments = condition_arguments(self.unet, tokens, mask, features.present)
             output = self.unet(image, timesteps, **arguments).sample
         answer = self.image.read(output, features)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from pipeline_aud2studio.audio import loudness_lufs, resample
-from training.metrics import checked, level_matched
+from training.evaluation.metrics import checked, level_matched
 
 LISTENER_RATE = 48_000  # of ViSQOL's audio mode and of Zimtohrli
 PESQ_RATE = 16_000

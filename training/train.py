@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 
 from training.checkpoints import find_checkpoint, list_checkpoints
 from training.config import load_config
-from training.launch import start_requested_processes
 from training.trainer import Trainer, TrainingStopped
 
 # Options that diffusers' users know, and the keys that they replace.
@@ -102,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        start_requested_processes(sys.argv[0], argv)
         config = load_config(arguments.config, overrides(arguments))
         output_dir = arguments.output_dir or Path("runs") / config.experiment
         checkpoint = None

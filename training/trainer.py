@@ -47,15 +47,17 @@ from .checkpoints import (
 )
 from .config import TrainingConfig
 from .data.batches import SceneLoader
-from .data.scenes import open_scenes
+from .data.real_pairs import open_scenes
+from .evaluation.clips import load_clips
 from .record import note_start
 from .schedule import averaged, learning_rate, step_seed
-from .validation import find_metrics, load_clips, validate, write_pictures
+from .validation import find_metrics, validate, write_pictures
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
 BEST_BY = "si_sdr_change"
+STEPS_PER_EPOCH = 1000  # scenes are rendered without end
 
 
 class TrainingStopped(RuntimeError):
@@ -130,7 +132,9 @@ class Trainer:
         if train.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             condition_encoder.activation_checkpointing_enable()
-        unet.to(memory_format=torch.channels_last)  # bfloat16 is five times as fast with it, on CPUs that multiply in it
+        unet.to(
+            memory_format=torch.channels_last
+        )  # bfloat16 is five times as fast with it, on CPUs that multiply in it
         objective = build_objective(config, unet, condition_encoder).to(self.device)
         self.parameters = dict(objective.named_parameters())
         self.ema = averaged(objective, train.ema_decay).eval() if train.ema else None
@@ -139,7 +143,7 @@ class Trainer:
         self.objective.train()
 
         self.loader = SceneLoader(
-            open_scenes(config.data.material, config.audio.sample_rate, config.model.max_recordings, config.seed),
+            open_scenes(config),
             build_image(config),
             config.chunk_frames,
             train.batch_size,
@@ -151,14 +155,15 @@ class Trainer:
         self.seconds = 0.0  # spent in this and all earlier parts of the run
         self.best: float | None = None  # validation score of the best pipeline
         self.is_main = self.accelerator.is_main_process
-        self.clips = load_clips(config) if self.is_main else []
+        folder = config.data.validation_clips
+        self.clips = load_clips(folder)[: config.eval.num_clips] if self.is_main and folder else []
         self.metrics = find_metrics(config.eval.metrics) if self.is_main else {}
         if self.is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
             dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
             if not self.clips:
-                logger.warning("data.validation_pairs is not set: there will be no validation.")
+                logger.warning("data.validation_clips is not set: there will be no validation.")
             if config.export.vocoder is None:
                 logger.warning("export.vocoder is not set: exported pipelines load with `vocoder=None` only.")
         self.accelerator.init_trackers("aud2studio")
@@ -328,7 +333,7 @@ class Trainer:
     def _finished(self) -> bool:
         """Whether to end, the same on all processes."""
         train = self.config.train
-        if train.max_train_steps is not None and self.step >= train.max_train_steps:
+        if self.step >= (train.max_train_steps or STEPS_PER_EPOCH * train.epochs):
             return True
         late = train.max_train_minutes is not None and self.seconds >= 60 * train.max_train_minutes
         if self.accelerator.num_processes > 1:  # clocks and signals differ, the decision must not
@@ -361,7 +366,7 @@ class Trainer:
         self.accelerator.log(scores, step=self.step)
         self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **scores})
         pictured = (
-            {"recording": clip.takes[0], "restored": restored, "clean": clip.clean}
+            {"recording": clip.recording[0], "restored": restored[0], "early": clip.early[0]}
             for clip, restored in zip(self.clips, report.restored, strict=True)
         )
         write_pictures(self.accelerator.trackers, pipeline.transform, pictured, self.step)

@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,8 @@ import torch
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.spectral import BandTransform
 
-from . import metrics
-from .config import TrainingConfig
-from .data.loader import make_loader
-from .sources import Roots
+from .evaluation import metrics
+from .evaluation.clips import SAMPLE_RATE, Clip
 
 logger = logging.getLogger(__name__)
 
@@ -33,46 +30,11 @@ PICTURED_CLIPS = 4
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A pair to validate on."""
-
-    takes: list[np.ndarray]  # mono recordings (samples); the first one is to be restored
-    clean: np.ndarray  # (samples)
-    condition: str
-
-
-@dataclass(frozen=True)
 class Report:
-    """What a validation found: means over the clips, and the restored clips (samples)."""
+    """What a validation found: means over the clips, and the restored clips (channels, samples)."""
 
     scores: dict[str, float]
     restored: list[np.ndarray]
-
-
-def data_roots(config: TrainingConfig) -> Roots:
-    """The folders of the data section."""
-    data = config.data
-    beside = data.pairs_manifest.parent if isinstance(data.pairs_manifest, Path) else None
-    return Roots(data.clean_music_dir, data.rir_dir, data.noise_dir, beside)
-
-
-def load_clips(config: TrainingConfig) -> list[Clip]:
-    """The first clips of the validation pairs, whole."""
-    if config.data.validation_pairs is None:
-        return []
-    loader = make_loader(
-        config.data.validation_pairs,
-        data_roots(config),
-        batch_size=1,
-        sample_rate=config.audio.sample_rate,
-        slots=config.model.max_recordings,
-        epochs=1,
-    )
-    clips = []
-    for batch, _ in zip(loader, range(config.eval.num_clips), strict=False):
-        takes = list(batch["recordings"][0, : int(batch["num_slots"][0])].numpy())
-        clips.append(Clip(takes, batch["clean"][0].numpy(), batch["condition"][0]))
-    return clips
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -91,10 +53,10 @@ def validate(
     seed: int = 0,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Report | None:
-    """Restores the clips at the pipeline's default steps and averages the metrics.
+    """Restores the clips at the pipeline's default steps and averages the metrics against the early sound.
 
     Returns:
-        `NAME` and `NAME_change` (against the first take as it is) of every metric, and every `NAME_change/CONDITION`;
+        `NAME` and `NAME_change` (against the recording as it is) of every metric, and every `NAME_change/CONDITION`;
         nothing if the run was asked to stop meanwhile.
     """
     rows: list[tuple[str, dict[str, float]]] = []
@@ -103,13 +65,13 @@ def validate(
         if stop_requested():
             return None
         generator = torch.Generator().manual_seed(seed + number)
-        audio = pipeline(clip.takes, pipeline.config.sample_rate, generator=generator).audios[0, 0]
+        audio = pipeline(clip.recording, SAMPLE_RATE, generator=generator).audios[0]
         restored.append(audio)
-        estimate, recording, clean = (torch.from_numpy(part) for part in (audio, clip.takes[0], clip.clean))
+        estimate, recording, early = (torch.from_numpy(part.copy()) for part in (audio, clip.recording, clip.early))
         row = {}
         for name, metric in chosen.items():
-            row[name] = float(metric(estimate, clean))
-            row[f"{name}_change"] = row[name] - float(metric(recording, clean))
+            row[name] = float(metric(estimate, early).mean())
+            row[f"{name}_change"] = row[name] - float(metric(recording, early).mean())
         rows.append((clip.condition, row))
     scores = _means(row for _, row in rows)
     for condition in sorted({condition for condition, _ in rows}):

@@ -115,15 +115,12 @@ class VocoderDataConfig(Section):
     # Fine-tuning: mels that a pipeline restores from degraded recordings, instead of the mels of clean music.
     restored_from: Path | None = None  # folder of the pipeline
     restored_steps: PositiveInt = 1  # of its sampling; 1 is a prediction from pure noise
-    memmap_dir: Path | None = None  # pairs that make_synth_pairs rendered ahead
-    validation_pairs: Path | None = None  # folder of such pairs
+    material: Path = Path("data/material")  # what the recordings are rendered from: training.data.material prepares it
 
     @model_validator(mode="after")
     def _fits(self) -> VocoderDataConfig:
         if not self.min_level_db <= self.max_level_db <= 0:
             raise ValueError("levels need min_level_db <= max_level_db <= 0")
-        if self.restored_from is not None and (self.memmap_dir is None or self.validation_pairs is None):
-            raise ValueError("restored_from needs recordings to restore: set memmap_dir and validation_pairs")
         return self
 
 

@@ -14,9 +14,12 @@ import torch
 
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.conditioning import unet_condition
+from pipeline_aud2studio.features import PATCH, Features
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
 
-from .data.loader import make_loader
+from .data.batches import SceneLoader
+from .data.material import Material
+from .data.scenes import SceneRenderer
 from .jsonl import read_rows
 from .schedule import step_seed
 from .vocoder_config import VocoderConfig
@@ -24,6 +27,7 @@ from .vocoder_data import MusicCrops, batches
 
 VALIDATION_SEED = 1
 VALIDATION_LEVEL_DB = -23.0
+EXAMPLES_PER_SCENE = 3
 
 
 class Example(NamedTuple):
@@ -99,15 +103,12 @@ class CleanMels:
 
 
 class RestoredMels:
-    """Mels that a pipeline restores from rendered recordings, with the clean music at the recording's level.
-
-    Level: `training.data.make_example` brings recording and clean excerpt to the same level, and on such pairs the
-    pipeline's mels were trained. So the clean waveform is already at the level of the restored mel.
+    """Mels that a pipeline restores from rendered scenes, with what was wanted of them.
 
     Every example is a crop from one chunk of the pipeline; a validation clip is a whole chunk.
 
     Raises:
-        ValueError: If there is no pipeline, or its mel is not the configured one, or there are no pairs.
+        ValueError: If there is no pipeline, or its mel is not the configured one, or there is no material.
     """
 
     def __init__(self, config: VocoderConfig, transform: BandTransform, device: torch.device) -> None:
@@ -117,25 +118,21 @@ class RestoredMels:
         self.pipeline = Aud2StudioPipeline.from_pretrained(data.restored_from, vocoder=None).to(device)
         check_front_end(self.pipeline, config)
         self.config, self.transform, self.device = config, transform, device
-        if config.train.crop_frames > self.pipeline.chunk_frames:
+        chunk_frames = self.pipeline.chunk_frames
+        if config.train.crop_frames > PATCH * chunk_frames:
             raise ValueError(
-                f"train.crop_frames ({config.train.crop_frames}) is more than the {self.pipeline.chunk_frames} frames "
+                f"train.crop_frames ({config.train.crop_frames}) is more than the {PATCH * chunk_frames} frames "
                 "that the pipeline of data.restored_from restores at a time"
             )
-        chunk_seconds = self.pipeline.chunk_frames * config.mel.hop_length / config.mel.sample_rate
-        common: dict[str, Any] = {
-            "clip_seconds": chunk_seconds,
-            "sample_rate": config.mel.sample_rate,
-            "slots": self.pipeline.max_recordings,
-        }
-        self.loader = make_loader(
-            str(data.memmap_dir), batch_size=config.train.batch_size, shuffle_seed=config.seed, **common
-        )
-        validation = make_loader(str(data.validation_pairs), batch_size=1, epochs=1, **common)
-        clips = [
-            self._restored(batch, VALIDATION_SEED) for batch in itertools.islice(validation, config.eval.num_clips)
-        ]
-        self.clips = Example(*(torch.cat(parts).cpu() for parts in zip(*clips, strict=True)))
+        material = Material.open(data.material)
+
+        def loader(seed: int, scenes_per_batch: int) -> SceneLoader:
+            return SceneLoader(SceneRenderer(material, 1, seed), self.pipeline.image, chunk_frames, scenes_per_batch)
+
+        self.loader = loader(config.seed, max(1, config.train.batch_size // EXAMPLES_PER_SCENE))
+        clips = [self._restored(batch, VALIDATION_SEED) for batch in itertools.islice(loader(2**20, 1), 4)]
+        count = config.eval.num_clips
+        self.clips = Example(*(torch.cat(parts).cpu()[:count] for parts in zip(*clips, strict=True)))
 
     def batches(self, first: int, last: int) -> Generator[Example, None, None]:
         hop, frames = self.config.mel.hop_length, self.config.train.crop_frames
@@ -151,16 +148,11 @@ class RestoredMels:
             )
 
     def _restored(self, batch: Mapping[str, Any], seed: int) -> Example:
-        """Whole chunks of a batch of pairs."""
+        """Whole chunks of a batch of scenes."""
+        features = Features(*(batch[name].to(self.device) for name in Features._fields))
         generator = torch.Generator().manual_seed(seed)
-        mel = restored_log_mel(
-            self.pipeline,
-            batch["recordings"].to(self.device),
-            batch["num_slots"].to(self.device),
-            self.config.data.restored_steps,
-            generator,
-        )
-        return Example(mel, batch["clean"].to(self.device))
+        mel = restored_log_mel(self.pipeline, features, self.config.data.restored_steps, generator)
+        return Example(mel, batch["target"].to(self.device))
 
     def state_dict(self) -> dict[str, int]:
         return self.loader.state_dict()
@@ -193,31 +185,23 @@ def check_front_end(pipeline: Aud2StudioPipeline, config: VocoderConfig) -> None
 
 @torch.no_grad()
 def restored_log_mel(
-    pipeline: Aud2StudioPipeline,
-    recordings: torch.Tensor,
-    num_slots: torch.Tensor,
-    num_steps: int,
-    generator: torch.Generator,
+    pipeline: Aud2StudioPipeline, features: Features, num_steps: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """The log-mel (batch, bands, frames) that a pipeline's vocoder would get for single chunks.
+    """Samples the log-mel (rows, mel, mel_frames) that a pipeline's vocoder would get for single chunks.
 
     Args:
-        recordings: (batch, slots, samples) at the normal level, a whole chunk long; zero where there is none.
-        num_slots: How many recordings there are (batch,).
+        features: Of the chunks.
         num_steps: Of the sampling.
         generator: Of the noise, on the CPU.
     """
-    present = torch.arange(recordings.shape[1], device=recordings.device) < num_slots[:, None]
-    features = pipeline.image.features(pipeline.transform.stft(recordings), present)
     condition = unet_condition(pipeline.unet, pipeline.condition_encoder, features)
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(num_steps, device=recordings.device)
-    noise = torch.randn(features.log_mel[:, :1].shape, generator=generator).to(recordings.device)
+    scheduler, device = pipeline.scheduler, features.log_mel.device
+    scheduler.set_timesteps(num_steps, device=device)
+    noise = torch.randn(features.log_mel[:, :1].shape, generator=generator).to(device)
     latents = noise * scheduler.init_noise_sigma
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
         image = pipeline.image.assemble(scheduler.scale_model_input(latents, timestep), features)
-        output = pipeline.unet(image, timestep, **condition).sample
-        prediction, _ = pipeline.image.read(output, features)
-        latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+        answer = pipeline.image.read(pipeline.unet(image, timestep, **condition).sample, features)
+        latents = scheduler.step(answer.prediction, timestep, latents, **extra).prev_sample
     return pipeline.image.corrected(latents, features)[:, 0].clamp_min(math.log(MEL_FLOOR))

@@ -36,7 +36,6 @@ from .discriminators import (
     level_gain,
 )
 from .griffin_lim import griffin_lim
-from .grow_vocoder import grown_state
 from .record import note_start
 from .schedule import averaged, learning_rate
 from .trainer import TrainingStopped, prepare_cpu
@@ -94,15 +93,13 @@ class VocoderTrainer:
     def init_from(self, folder: Path) -> None:
         """Takes the weights of an exported vocoder; discriminators, optimizers and schedule begin afresh.
 
-        The vocoder may have stages of rate 1 before those of the exported one, see `grow_vocoder`.
-
         Raises:
             ValueError: If the folder holds no such weights or those of another architecture.
         """
         if not (folder / "config.json").is_file():
             raise ValueError(f"--init_from {folder}: there is no exported vocoder in this folder")
         try:
-            weights = grown_state(self.vocoder, MMAudioVocoder.from_pretrained(folder))
+            weights = MMAudioVocoder.from_pretrained(folder).state_dict()
             self.vocoder.load_state_dict(weights)
             self.ema.module.load_state_dict(weights)
         except (OSError, RuntimeError, ValueError) as error:

@@ -16,7 +16,6 @@ from diffusers import UNet2DConditionModel
 from pipeline_aud2studio import Aud2StudioPipeline, infer
 from pipeline_aud2studio.export_onnx import _write, deviation, export, networks
 from pipeline_aud2studio.onnx_networks import OnnxUNet, load_onnx_pipeline
-from pipeline_aud2studio.partial import identify
 
 pytest.importorskip("onnxscript")
 RATE = 44100
@@ -85,11 +84,11 @@ def test_a_unet_with_film_is_exported_too(toy_pipeline: Aud2StudioPipeline, tmp_
         projection_class_embeddings_input_dim=9 * toy_pipeline.condition_encoder.config.hidden_size,
     )
     others = {name: toy_pipeline.components[name] for name in ("scheduler", "condition_encoder", "vocoder")}
-    wanted = Aud2StudioPipeline(unet.eval(), **others)
+    wanted = Aud2StudioPipeline(unet.eval(), **others, overlap_frames=8)
     network, path = networks(wanted)["unet"], tmp_path / "model.onnx"
     _write(network, path)
     assert deviation(network, path) < 1e-4
-    found = Aud2StudioPipeline(OnnxUNet(tmp_path, unet.config), **others)
+    found = Aud2StudioPipeline(OnnxUNet(tmp_path, unet.config), **others, overlap_frames=8)
     audio = 0.1 * np.random.default_rng(2).standard_normal((2, RATE)).astype(np.float32)
     results = []
     for pipeline in (found, wanted):
@@ -117,12 +116,6 @@ def test_8_bits_are_smaller_and_less_exact(toy_pipeline: Aud2StudioPipeline, exp
     assert (tmp_path / "int8" / "vocoder" / "model.onnx").read_bytes() == (
         exported / "vocoder" / "model.onnx"
     ).read_bytes()
-
-
-def test_a_resumed_restoration_tells_backends_apart(toy_pipeline: Aud2StudioPipeline, exported: Path) -> None:
-    pipeline = load_onnx_pipeline(exported)
-    assert identify(pipeline, ["x"]) == identify(load_onnx_pipeline(exported), ["x"])
-    assert identify(pipeline, ["x"]) != identify(toy_pipeline, ["x"])
 
 
 def test_the_command_exports_and_restores(cli, toy_model: Path, recording: Path, tmp_path: Path) -> None:

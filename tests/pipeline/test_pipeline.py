@@ -19,7 +19,7 @@ from diffusers import (
 from torch import nn
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from pipeline_aud2studio.image import BandImage
+from pipeline_aud2studio.features import PATCH, BandImage, image_channels
 from pipeline_aud2studio.takes import assign_slots
 
 RATE = 44100
@@ -42,11 +42,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def identity_pipeline(toy_pipeline: Aud2StudioPipeline) -> Aud2StudioPipeline:
-    """A UNet whose last layer is zero, as before training: recording 0 passes, the mel's correction is zero."""
+    """A UNet that finds nothing to take away: gate and interference are zero, and so is the mel's correction."""
     head = toy_pipeline.unet.conv_out
     saved = [parameter.detach().clone() for parameter in head.parameters()]
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
+    nn.init.constant_(head.bias[PATCH**2 :], -30.0)
     yield toy_pipeline
     for parameter, value in zip(head.parameters(), saved, strict=True):
         parameter.data.copy_(value)
@@ -172,22 +173,23 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
         dtype, config = torch.float32, toy_pipeline.unet.config
 
         def __call__(self, image, timestep, encoder_hidden_states, encoder_attention_mask):
-            noisy = nn.functional.pixel_shuffle(image, 2)[:, :1]
+            noisy = nn.functional.pixel_shuffle(image[:, : PATCH**2], PATCH)
             alpha = alphas[int(timestep)]
             wanted = clean[..., :1].expand_as(noisy)
             noise = (noisy - alpha.sqrt() * wanted) / (1 - alpha).sqrt()
-            output = torch.zeros(len(image), 9, *noisy.shape[2:])
-            output[:, :1] = alpha.sqrt() * noise - (1 - alpha).sqrt() * wanted
+            output = torch.zeros(len(image), image_channels(4)[1], *image.shape[2:])
+            velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * wanted
+            output[:, : PATCH**2] = nn.functional.pixel_unshuffle(velocity, PATCH)
             seen.append(int(timestep))
-            return type("Output", (), {"sample": nn.functional.pixel_unshuffle(output, 2)})
+            return type("Output", (), {"sample": output})
 
     features = []
-    real_placed = BandImage.placed
-    monkeypatch.setattr(BandImage, "placed", lambda *a, **k: features.append(real_placed(*a, **k)) or features[-1])
+    real = BandImage.features
+    monkeypatch.setattr(BandImage, "features", lambda *a, **k: features.append(real(*a, **k)) or features[-1])
     mels = []
 
-    def silent(vocoder, parts, device, start, refine):
-        assert start == 0 and refine is None
+    def silent(vocoder, parts, device, refine):
+        assert refine is None
         mels.extend(mel for _, mel in parts)
         yield torch.zeros(len(mels[0]), sum(mel.shape[-1] for mel in mels) * 256)
 
@@ -200,7 +202,8 @@ def test_sampling_follows_the_ddim_formula(toy_pipeline, monkeypatch):
     finally:
         toy_pipeline.unet, toy_pipeline.scheduler = unet, shipped
     assert seen == [999, 499]
-    wanted = toy_pipeline.image.corrected(clean[..., :1].expand(1, 1, 128, 128), features[0])[:, 0]
+    seen_frames = features[0].log_mel.shape[-1]
+    wanted = toy_pipeline.image.corrected(clean[..., :1].expand(1, 1, 128, seen_frames), features[0])[:, 0]
     frames = mels[0].shape[-1]
     torch.testing.assert_close(mels[0], wanted[..., :frames].clamp_min(np.log(1e-5)), atol=1e-3, rtol=1e-3)
 
@@ -256,7 +259,7 @@ def test_save_and_load(toy_pipeline, tmp_path: Path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "Aud2StudioPipeline"
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
-    assert index["condition_encoder"] == ["transformers", "ASTModel"]
+    assert index["condition_encoder"] == ["transformers", "ASTForAudioClassification"]
     assert index["vocoder"] == ["diffusers", "MMAudioVocoder"]
     audio = recording(1, 1.0)
     expected = toy_pipeline(audio, RATE, generator=seeded()).audios

@@ -4,10 +4,10 @@ import pytest
 import torch
 import yaml
 from torch.autograd.graph import saved_tensors_hooks
+from training.memory import activation_bytes, plan_batches
 
 from training.build import build_condition_encoder, build_scheduler, build_unet
 from training.config import ConfigError, load_config, parse_config
-from training.memory import activation_bytes, plan_batches
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 

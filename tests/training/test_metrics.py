@@ -7,7 +7,7 @@ import pyloudnorm
 import pytest
 import torch
 
-from training.metrics import (
+from training.evaluation.metrics import (
     level_change_lu,
     level_matched,
     log_spectral_distance,

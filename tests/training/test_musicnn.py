@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training.tensor_bundle import MAGIC, read_bundle
 
 from training.musicnn import PATCH_FRAMES, WEIGHTS, Musicnn, convert, embed, log_mel
-from training.tensor_bundle import MAGIC, read_bundle
 
 # `musicnn.models.define_model(..., "MSD_musicnn", 50)` of the wheel, run by TensorFlow 2.15 on `patches`.
 REFERENCE = Path(__file__).parent / "musicnn_penultimate.npy"

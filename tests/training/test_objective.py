@@ -5,11 +5,11 @@ import pytest
 import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from diffusers import DDPMScheduler
+from pipeline_aud2studio.image import BandImage
 from torch import nn
 from transformers import ASTConfig, ASTModel
 
 from pipeline_aud2studio.conditioning import condition_tokens
-from pipeline_aud2studio.image import BandImage
 from pipeline_aud2studio.spectral import BandTransform
 from training.objective import MR_STFT_WINDOWS, MagnitudeLoss, RestorationObjective, min_snr_weights
 

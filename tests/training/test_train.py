@@ -21,12 +21,12 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training.launch import requested_processes
+from training.make_synth_pairs import main as make_synth_pairs
 
 import training.trainer
 from training import train
 from training.checkpoints import list_checkpoints, load_checkpoint
-from training.launch import requested_processes
-from training.make_synth_pairs import main as make_synth_pairs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"

@@ -1,4 +1,4 @@
-"""What the audience is heard doing: recorded applause, cheers and talk, cut anew every time, and babble of real speech."""
+"""The audience: recorded applause, cheers and talk, cut anew every time, and babble of real speech."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Scenes(Protocol):
     def __call__(self, row: int) -> Scene: ...
 
 
-class _Rows(Dataset):  # type: ignore[type-arg]
+class _Rows(Dataset):
     """Renders the rows of one batch, in a worker."""
 
     def __init__(self, scenes: Scenes, image: BandImage, chunk_frames: int) -> None:
@@ -85,7 +85,7 @@ class SceneLoader:
         """Goes on from the current position: a second iteration continues where the first one was left."""
         loader = DataLoader(
             self._rows,
-            batch_sampler=self._batches(),  # type: ignore[arg-type]
+            batch_sampler=self._batches(),
             num_workers=self.num_workers,
             collate_fn=_keep,
             pin_memory=torch.cuda.is_available(),  # so that copies to the GPU go on beside its work

@@ -1,4 +1,4 @@
-"""Training examples: what the pipeline would see of a scene's recordings, cut into chunks, with what is wanted of them."""
+"""Training examples: what the pipeline would see of a scene, cut into chunks, with what is wanted of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Example = dict[str, torch.Tensor]
 def scene_examples(scene: Scene, image: BandImage, chunk_frames: int, rng: np.random.Generator) -> list[Example]:
     """Cuts a scene into chunks that do not overlap, in which one channel of the first recording is restored.
 
-    Every recording comes to the normal level on its own, as in the pipeline, and the target keeps its level in the first.
+    Every recording comes to the normal level on its own, as in the pipeline, and the target keeps its level in the
+    first.
 
     Args:
         scene: At the image's sampling rate, of at least a chunk.
@@ -47,8 +48,9 @@ def scene_examples(scene: Scene, image: BandImage, chunk_frames: int, rng: np.ra
     stft, target_stft = coarse.stft(channels), coarse.stft(target)
     # As in the pipeline, the power of all channels of the recording weighs; only one is needed from here on.
     row = int(rng.integers(len(target)))
-    late, slots, target, target_stft = (each[row : row + 1] for each in (predict_late(stft, len(target)), slots, target, target_stft))
-    features = image.features(stft, late, image.fine.log_mel(image.fine.stft(channels)), slots)
+    late = predict_late(stft, len(target))[row : row + 1]
+    target, target_stft = target[row : row + 1], target_stft[row : row + 1]
+    features = image.features(stft, late, image.fine.log_mel(image.fine.stft(channels)), slots[row : row + 1])
     target_log_mel = image.fine.log_mel(image.fine.stft(target))[:, None]
     target_power = coarse.average(target_stft.real.square() + target_stft.imag.square())
     labels = scaled_labels(scene.labels)

@@ -2,9 +2,9 @@
 
     python -m training.data.material --music data/clean --acoustics DIR --voices DIR --out data/material
 
-`--music` is what `training.corpora` wrote; the other two hold an `index.json` each. Left out are rows of the test split,
-whatever `holdout.json` keeps for validation, and what weights that anybody may use cannot be trained on: non-commercial
-and GPL-3 material. Call it again to go on where it stopped.
+`--music` is what `training.corpora` wrote; the other two hold an `index.json` each. Left out are rows of the test
+split, whatever `holdout.json` keeps for validation, and what weights that anybody may use cannot be trained on:
+non-commercial and GPL-3 material. Call it again to go on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ FULL_BAND_HZ = 14_000.0  # a voice that ends below it would teach that clean voi
 BANNED_PACKAGES = {"colobot-common-sounds", "drascula-music"}  # GPL-3+, and a licence of its own
 # The music of naev with a licence of its own in its copyright note; all other is GPL-3+.
 NAEV_MUSIC = (
-    "agriculture cosmostation galacticbattle launch2 launch3chatstart liftoff machina mission ocean peace1 peace2 peace4 "
-    "peace6 snow ambient1 ambient2 ambient2_5 ambient3 automat battlesomething1 battlesomething2 collective1 collective2 "
-    "empire1 empire2 flf_battle1 intrigue intro landing_sinister nebu_battle1 nebu_battle2 sirius1 tension upbeat zalek1 "
-    "zalek2 ambiphonic void_sensor ambient4 combat1 combat2 combat3 dvaered1 dvaered2 eureka sirius2 terminal"
+    "agriculture cosmostation galacticbattle launch2 launch3chatstart liftoff machina mission ocean peace1 "
+    "peace2 peace4 peace6 snow ambient1 ambient2 ambient2_5 ambient3 automat battlesomething1 battlesomething2 "
+    "collective1 collective2 empire1 empire2 flf_battle1 intrigue intro landing_sinister nebu_battle1 "
+    "nebu_battle2 sirius1 tension upbeat zalek1 zalek2 ambiphonic void_sensor ambient4 combat1 combat2 combat3 "
+    "dvaered1 dvaered2 eureka sirius2 terminal"
 ).split()
 
 
@@ -72,7 +73,7 @@ class Room:
     drr_db: float
 
     def responses(self) -> np.ndarray:
-        """Loads the responses (channels, samples), each from its direct sound on, whose first 2.5 ms have unit energy."""
+        """Loads the responses (channels, samples) from the direct sound on, whose first 2.5 ms have unit energy."""
         return np.load(self.path)
 
 
@@ -93,7 +94,9 @@ class Material:
         """
         index = folder / "index.json"
         if not index.is_file():
-            raise ValueError(f"{folder} holds no prepared material: run `python -m training.data.material --out {folder}`")
+            raise ValueError(
+                f"{folder} holds no prepared material: run `python -m training.data.material --out {folder}`"
+            )
         content = json.loads(index.read_text(encoding="utf-8"))
         sounds = [Sound(**{**row, "path": folder / row["path"]}) for row in content["sounds"]]
         rooms = [Room(**{**row, "path": folder / row["path"]}) for row in content["rooms"]]
@@ -146,7 +149,9 @@ def voice_rows(folder: Path) -> list[dict[str, Any]]:
     for row in _train_rows(folder, HOLDOUT["voice_files"]):
         kind = names[row["kind"]]
         if kind != "singing" or row["bandwidth_hz"] >= FULL_BAND_HZ:
-            rows.append({"files": [folder / row["file"]], "kind": kind, "group": row["file"]} | _owed(row, row["origin"]))
+            rows.append(
+                {"files": [folder / row["file"]], "kind": kind, "group": row["file"]} | _owed(row, row["origin"])
+            )
     return rows
 
 

@@ -16,7 +16,7 @@ LEVELLED_HZ = np.geomspace(30.0, 20000.0, 10)  # where a random equaliser has it
 
 
 def smooth_gain(rng: np.random.Generator, frequencies: np.ndarray, spread_db: float) -> np.ndarray:
-    """Draws the gain (bins) of a smooth equaliser, zero-phase: points a bit less than an octave apart, interpolated."""
+    """Draws the gain (bins) of a smooth zero-phase equaliser: points a bit less than an octave apart, interpolated."""
     points_db = rng.normal(0, spread_db, len(LEVELLED_HZ))
     gain_db = np.interp(np.log(np.maximum(frequencies, 1.0)), np.log(LEVELLED_HZ), points_db)
     return (10 ** (gain_db / 20)).astype(np.float32)
@@ -32,7 +32,10 @@ def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
     if often(0.4):  # distance and air
         recorder |= {"shelf_hz": float(rng.uniform(2500, 9000)), "shelf_db": float(rng.uniform(-16, -1))}
     if often(0.6):
-        recorder |= {"low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(220)))), "order": int(rng.integers(1, 4))}
+        recorder |= {
+            "low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(220)))),
+            "order": int(rng.integers(1, 4)),
+        }
     if often(0.4):
         recorder |= {"presence_hz": float(rng.uniform(1500, 7000)), "presence_db": float(rng.uniform(-4, 8))}
     if often(0.4):

@@ -37,7 +37,8 @@ def early_part(responses: np.ndarray) -> np.ndarray:
 
 
 def draw_place(rng: np.random.Generator, material: Material, num_microphones: int, measured_share: float) -> Place:
-    """Draws a place with `num_microphones` microphones: neighbours are a stereo pair, further ones are elsewhere in it.
+    """Draws a place with `num_microphones` microphones: neighbours are a stereo pair, further ones are elsewhere in
+    it.
 
     Half of all places ring longer than a second.
     """

@@ -2,8 +2,8 @@
 
     python -m training.data.scenes --material data/material --count 20 --out scenes/    # to listen to, with recipes
 
-What is wanted is the direct sound and the 50 ms after it, as the recorder would have heard them: through its equaliser and
-its automatic gain, without its noise, saturation and codec.
+What is wanted is the direct sound and the 50 ms after it, as the recorder would have heard them: through its equaliser
+and its automatic gain, without its noise, saturation and codec.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class SceneRenderer:
         }
         return Scene([take[0] for take in takes], target, dry, labels, recipe)
 
-    def _source(
-        self, rng: np.random.Generator, channels: int, wide: bool
-    ) -> tuple[np.ndarray, float, dict[str, Any]]:
+    def _source(self, rng: np.random.Generator, channels: int, wide: bool) -> tuple[np.ndarray, float, dict[str, Any]]:
         """Draws what the loudspeakers play: (sources, samples with the lead-in), whether somebody sings, the recipe.
 
         A third has a voice: a song, or somebody who sings over music.
@@ -219,17 +217,6 @@ class SceneRenderer:
         return float(rng.uniform(-1, 1) * (0.01 if rng.random() < 0.2 else 2e-4))
 
 
-def open_scenes(folder: Path, sample_rate: int, max_recordings: int, seed: int) -> SceneRenderer:
-    """Opens the renderer on prepared material.
-
-    Raises:
-        ValueError: If there is none, or it has another sampling rate.
-    """
-    if sample_rate != SAMPLE_RATE:
-        raise ValueError(f"Scenes are rendered at {SAMPLE_RATE} Hz, not at {sample_rate} Hz: set audio.sample_rate.")
-    return SceneRenderer(Material.open(folder), max_recordings, seed)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes scenes to listen to, see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     try:
-        scenes = open_scenes(options.material, SAMPLE_RATE, 4, options.seed)
+        scenes = SceneRenderer(Material.open(options.material), max_recordings=4, seed=options.seed)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     options.out.mkdir(parents=True, exist_ok=True)
