@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,train,eval,space,test
 
-.PHONY: help demo space listening-test test lint benchmark bench clean
+.PHONY: help demo space listening-test test check lint benchmark bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,8 +12,9 @@ help:
 	@echo "make space      opens the page to restore recordings in the browser, on this machine"
 	@echo "make listening-test STUDY=study.yaml  lets people rate restorations in the browser"
 	@echo "make test       runs the whole test suite"
+	@echo "make check      runs ruff, mypy and the fast tests"
 	@echo "make lint       runs ruff and mypy"
-	@echo "make benchmark  renders the test set, restores it, and writes the tables and plots"
+	@echo "make benchmark  renders the test set, restores it, and writes the tables and a page"
 	@echo "make bench      measures speed and memory on this machine"
 	@echo "make clean      removes the environment and what the targets wrote"
 
@@ -31,6 +32,9 @@ listening-test: $(VENV)/space.installed
 	$(BIN)/python -m spaces_app.listening_test serve --folder build/study-$(basename $(notdir $(STUDY)))
 
 test: $(VENV)/all.installed
+	$(BIN)/python -m pytest -m ""
+
+check: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/all.installed
@@ -38,12 +42,12 @@ lint: $(VENV)/all.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# ACOUSTICS and VOICES name folders of rooms, audiences and voices, each with its index.json.
 benchmark: $(VENV)/all.installed
-	$(BIN)/python -m training.prepare_benchmark
-	$(BIN)/python -m training.evaluate --perceptual
-	$(BIN)/python -m training.evaluate_extremes
-	$(BIN)/python -m training.evaluate_blend
-	$(BIN)/python -m training.evaluate_fusion
+	@test -n "$(ACOUSTICS)" -a -n "$(VOICES)" || { echo "name the folders: make benchmark ACOUSTICS=DIR VOICES=DIR" >&2; exit 1; }
+	$(BIN)/python -m training.corpora
+	$(BIN)/python -m training.evaluation.clips --split test --acoustics $(ACOUSTICS) --voices $(VOICES) --out data/benchmark/test
+	$(BIN)/python -m training.evaluation.benchmark --clips data/benchmark/test --out build/benchmark/test --page
 
 bench: $(VENV)/all.installed
 	$(BIN)/python -m training.bench

@@ -133,7 +133,7 @@ class OptimizerConfig(Section):
 
 class TrainConfig(OptimizerConfig):
     batch_size: PositiveInt = 2  # scenes of a step and process; each gives three examples of 8 s
-    micro_batch_size: PositiveInt | None = None  # examples computed together; none: the batch
+    micro_batch_size: PositiveInt = 4  # examples computed together: a matter of memory
     gradient_accumulation_steps: PositiveInt = 1  # batches per optimizer step
     gradient_checkpointing: bool = False
     ema: bool = True

@@ -309,7 +309,7 @@ class Trainer:
     def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
         """Micro-batches on the device, each with its share of the step's loss."""
         size = len(batch["row_id"])
-        micro_batch_size = self.config.train.micro_batch_size or size
+        micro_batch_size = self.config.train.micro_batch_size
         for start in range(0, size, micro_batch_size):
             part = {key: value[start : start + micro_batch_size] for key, value in batch.items()}
             share = len(part["row_id"]) / size / self.config.train.gradient_accumulation_steps

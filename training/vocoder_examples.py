@@ -18,6 +18,7 @@ from pipeline_aud2studio.features import PATCH, Features
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
 
 from .data.batches import SceneLoader
+from .data.examples import EXAMPLES_PER_SCENE
 from .data.material import Material
 from .data.scenes import SceneRenderer
 from .jsonl import read_rows
@@ -27,7 +28,6 @@ from .vocoder_data import MusicCrops, batches
 
 VALIDATION_SEED = 1
 VALIDATION_LEVEL_DB = -23.0
-EXAMPLES_PER_SCENE = 3
 
 
 class Example(NamedTuple):
@@ -125,9 +125,11 @@ class RestoredMels:
                 "that the pipeline of data.restored_from restores at a time"
             )
         material = Material.open(data.material)
+        chunk_s = PATCH * chunk_frames * config.mel.hop_length / config.mel.sample_rate
 
         def loader(seed: int, scenes_per_batch: int) -> SceneLoader:
-            return SceneLoader(SceneRenderer(material, 1, seed), self.pipeline.image, chunk_frames, scenes_per_batch)
+            scenes = SceneRenderer(material, 1, seed, EXAMPLES_PER_SCENE * chunk_s + 0.5)
+            return SceneLoader(scenes, self.pipeline.image, chunk_frames, scenes_per_batch)
 
         self.loader = loader(config.seed, max(1, config.train.batch_size // EXAMPLES_PER_SCENE))
         clips = [self._restored(batch, VALIDATION_SEED) for batch in itertools.islice(loader(2**20, 1), 4)]

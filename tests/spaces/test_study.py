@@ -86,20 +86,22 @@ def test_files_that_are_missing_or_of_another_length_are_named(tmp_path: Path) -
 
 
 def test_a_draft_takes_clips_of_every_condition(tmp_path: Path) -> None:
-    clips = tmp_path / "clips"
-    for system in ("input", "faithful", "eq_control", "clean"):
-        (clips / system).mkdir(parents=True)
+    lines = []
+    for system in ("input", "faithful", "ceiling", "reference"):
+        (tmp_path / "kept" / system).mkdir(parents=True)
         for number in range(12):
-            (clips / system / f"{number:05d}.opus").touch()
-            row = {"row_id": number, "condition": ["crowd", "room", "phone"][number % 3], "music_path": "songs/x.ogg"}
-            (clips / system / f"{number:05d}.json").write_text(json.dumps(row))
-    content = draft(tmp_path, {"songs": "folk"}, 6, 0, "title")
-    assert set(content["systems"]) == {"input", "faithful", "eq_control"}
+            condition = ["audience", "room", "phone"][number % 3]
+            lines.append(json.dumps({"name": f"{number:04d}", "system": system, "condition": condition}))
+    (tmp_path / "results.jsonl").write_text("\n".join(lines))
+    content = draft(tmp_path, 6, 0, "title")
+    assert set(content["systems"]) == {"input", "faithful", "ceiling"}
     assert content["preference"] == ["faithful", "input"]
     assert sorted(int(name) % 3 for name in content["excerpts"]) == [0, 0, 1, 1, 2, 2]
-    assert content["training"] not in content["excerpts"] and set(content["genres"].values()) == {"folk"}
+    assert content["training"] not in content["excerpts"]
     with pytest.raises(ValueError, match="12 clips, 12 and one for training"):
-        draft(tmp_path, {}, 12, 0, "title")
+        draft(tmp_path, 12, 0, "title")
+    with pytest.raises(ValueError, match="--keep"):
+        draft(tmp_path / "nothing", 6, 0, "title")
 
 
 def test_answers_are_rows_and_bad_ones_leave_no_trace(tmp_path: Path) -> None:

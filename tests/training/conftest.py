@@ -1,5 +1,6 @@
 """A corpus in miniature: tones with noise for music, decaying noise for rooms, noise for the crowd."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import soundfile
 import torch
 from hub_server import TOKEN, HubServer, environment, running
 
+from training.data.material import main as prepare_material
 from training.jsonl import write_rows
 from training.sources import Roots
 
@@ -114,6 +116,57 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Roots:
     write_rows(roots.rir_dir / "index.jsonl", rirs)
     write_rows(roots.noise_dir / "index.jsonl", noise)
     return roots
+
+
+@pytest.fixture(scope="session")
+def acoustics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of rooms and audiences as they are published: two places to train on, one to measure with."""
+    root, rng, rows = tmp_path_factory.mktemp("acoustics"), np.random.default_rng(1), []
+    (root / "rir").mkdir()
+    (root / "crowd").mkdir()
+    common = {"sample_rate": SAMPLE_RATE, "licence": "MIT", "origin": "somebody"}
+    for space, split in (("hall", "train"), ("club", "train"), ("arena", "test")):
+        late = np.zeros((200, 2))  # what a measurement has before the direct sound
+        name = f"rir/{space}.wav"
+        soundfile.write(root / name, np.concatenate([late, _responses(rng, 2)]), SAMPLE_RATE, subtype="FLOAT")
+        rows.append({**common, "file": name, "kind": "rir", "split": split, "space": space, "channels": 2})
+    for kind in ("applause", "crowd"):
+        for split in ("train", "test"):
+            name = f"crowd/{split}_{kind}.flac"
+            soundfile.write(root / name, 0.1 * rng.standard_normal((3 * SAMPLE_RATE, 2)), SAMPLE_RATE)
+            rows.append({**common, "file": name, "kind": kind, "split": split})
+    (root / "index.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.fixture(scope="session")
+def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of voices as they are published; one song is for measuring, one must not be used, one has no highs."""
+    root, rng, rows = tmp_path_factory.mktemp("voices"), np.random.default_rng(2), []
+    kinds = {
+        "lead": ("solo_singing", "train", "CC0", 18000),
+        "chant": ("solo_singing", "train", "CC BY-SA", 8500),
+        "song": ("song_with_vocals", "train", "CC0", 18000),
+        "talk": ("speech", "train", "CC0", 9000),
+        "bought": ("song_with_vocals", "train", "CC BY-NC 3.0", 18000),
+        "viral": ("song_with_vocals", "train", "GPL-3", 18000),
+        "hit": ("song_with_vocals", "test", "CC BY-NC 3.0", 18000),
+    }
+    for name, (kind, split, licence, bandwidth_hz) in kinds.items():
+        soundfile.write(root / f"{name}.flac", _music(rng), SAMPLE_RATE)
+        row = {"file": f"{name}.flac", "kind": kind, "split": split, "licence": licence, "origin": name}
+        rows.append(row | {"bandwidth_hz": bandwidth_hz})
+    (root / "index.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.fixture(scope="session")
+def material(corpus: Roots, acoustics: Path, voices: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `training.data.material` makes of the corpus in miniature."""
+    out = tmp_path_factory.mktemp("material")
+    folders = {"--music": corpus.clean_music_dir, "--acoustics": acoustics, "--voices": voices, "--out": out}
+    prepare_material([str(word) for option in folders.items() for word in option])
+    return out
 
 
 @pytest.fixture

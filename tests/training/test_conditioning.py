@@ -9,14 +9,18 @@ from torch import nn
 
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.conditioning import condition_tokens, unet_condition
+from pipeline_aud2studio.features import Features
 from training.build import (
     build_condition_encoder,
+    build_image,
     build_objective,
     build_optimizer,
     build_pipeline,
     build_unet,
 )
 from training.config import TrainingConfig, parse_config
+from training.data.examples import collate, scene_examples
+from training.data.scenes import Scene
 
 RATE = 44_100
 MEL = {128: {"n_mels": 128}, 256: {"n_mels": 256, "n_fft": 2048}}  # a window of 1024 has no bin for the lowest of 256
@@ -24,7 +28,6 @@ MEL = {128: {"n_mels": 128}, 256: {"n_mels": 256, "n_fft": 2048}}  # a window of
 
 def toy(conditioning: str, bands: int) -> TrainingConfig:
     model = {
-        "patch_size": 4,
         "block_out_channels": [8, 16],
         "attention_resolutions": [8],
         "attention_head_dim": 8,
@@ -39,12 +42,15 @@ def toy(conditioning: str, bands: int) -> TrainingConfig:
 
 
 def batch(config: TrainingConfig) -> dict[str, torch.Tensor]:
-    """Two pairs, one of them with a second recording."""
-    clean = 0.07 * torch.randn(2, config.clip_samples, generator=torch.Generator().manual_seed(1))
-    recordings = torch.zeros(2, 4, config.clip_samples)
-    recordings[:, 0] = clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
-    recordings[0, 1] = clean[0]
-    return {"recordings": recordings, "clean": clean, "num_slots": torch.tensor([2, 1])}
+    """Examples of two scenes, one of them with a second recording."""
+    rng, found = np.random.default_rng(1), []
+    labels = {"rt60_s": 1.0, "drr_db": 0.0, "snr_db": 5.0, "bandwidth_hz": 15000.0, "voice": 0.0}
+    for count in (2, 1):
+        target = (0.07 * rng.standard_normal((1, config.clip_samples))).astype(np.float32)
+        noises = 0.05 * rng.standard_normal((count, *target.shape)).astype(np.float32)
+        scene = Scene([target + noise for noise in noises], target, target, labels, {})
+        found += scene_examples(scene, build_image(config), config.chunk_frames, rng)
+    return collate(found)
 
 
 @pytest.mark.parametrize("bands", [128, 256])
@@ -65,7 +71,7 @@ def test_trains_restores_and_is_saved(conditioning: str, bands: int, tmp_path: P
         losses.append(float(loss))
     assert losses[0] > losses[1] > losses[2]
     gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
-    assert gradients["embeddings.patch_embeddings.projection.weight"].abs().max() > 0
+    assert gradients["audio_spectrogram_transformer.embeddings.patch_embeddings.projection.weight"].abs().max() > 0
 
     nn.init.normal_(unet.conv_out.weight, std=0.05)
     pipeline = build_pipeline(config, unet.eval(), encoder.eval())
@@ -91,10 +97,9 @@ def test_film_takes_the_mean_of_the_recordings_that_exist() -> None:
     config = toy("film", 128)
     torch.manual_seed(0)
     unet, encoder = build_unet(config), build_condition_encoder(config).eval()
-    image = build_objective(config, unet, encoder).image
     data = batch(config)
-    stft = image.transform.stft(data["recordings"][:, :2])
-    features = image.features(stft, torch.tensor([[True, True], [True, False]]))
+    features = Features(*(data[name] for name in Features._fields))
+    assert features.present.tolist() == [[True, True], [True, False]]
     with torch.no_grad():
         condition = unet_condition(unet, encoder, features)
         tokens, _ = condition_tokens(encoder, features)

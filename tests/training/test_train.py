@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import toy_process
 import yaml
@@ -21,12 +22,11 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training.launch import requested_processes
-from training.make_synth_pairs import main as make_synth_pairs
 
 import training.trainer
 from training import train
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.jsonl import write_rows
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -61,27 +61,20 @@ TOY = {
 STATE = ("model", "ema", "optimizer")
 
 
-def pairs(roots, folder: Path, split: str, count: int, sample_rate: int = 44_100, memmap: bool = True) -> Path:
-    """Manifest of short pairs and, beside it, their shards."""
-    options = {
-        "--clean": roots.clean_music_dir, "--rirs": roots.rir_dir, "--noise": roots.noise_dir, "--split": split,
-        "--count": count, "--seconds": 0.8, "--min-bandwidth-hz": 0, "--sample-rate": sample_rate,
-        "--out": folder / f"{split}.jsonl",
-    }  # fmt: skip
-    if memmap:
-        options["--memmap"] = folder / split
-    assert make_synth_pairs([str(part) for option in options.items() for part in option]) == 0
-    return folder / split
-
-
 @pytest.fixture(scope="module")
-def config(corpus, tmp_path_factory) -> Path:
-    """The toy configuration as a file, with rendered pairs."""
+def config(material, tmp_path_factory) -> Path:
+    """The toy configuration as a file, with material to render from and two clips to validate on."""
     folder = tmp_path_factory.mktemp("toy")
-    data = {
-        "memmap_dir": str(pairs(corpus, folder, "train", 6)),
-        "validation_pairs": str(pairs(corpus, folder, "validation", 2)),
-    }
+    clips = folder / "clips"
+    clips.mkdir()
+    noise, rows = np.random.default_rng(0), []
+    for number in range(2):
+        early = 0.1 * noise.standard_normal((20_000, 1))
+        for part, sound in {"recording": early + 0.03 * noise.standard_normal(early.shape), "early": early}.items():
+            soundfile.write(clips / f"{number}-{part}.flac", sound, 44_100)
+        rows.append({"name": str(number), "condition": "audience", "voice": False})
+    write_rows(clips / "clips.jsonl", rows)
+    data = {"material": str(material), "validation_clips": str(clips)}
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump({**TOY, "data": data}))
     return path
@@ -143,14 +136,13 @@ def test_a_run_writes_checkpoints_history_pictures_sound_and_a_pipeline(referenc
     events = EventAccumulator(str(next((reference / "aud2studio").glob("events*")).parent)).Reload()
     assert "validation/si_sdr_change" in events.Tags()["scalars"]
     assert [tag for tag in ("validation/0",) if tag not in events.Tags()["images"]] == []
-    heard = {f"validation/0/{name}/audio_summary" for name in ("recording", "restored", "clean")}
+    heard = {f"validation/0/{name}/audio_summary" for name in ("recording", "restored", "early")}
     assert {tag.removesuffix("/audio_summary") + "/audio_summary" for tag in events.Tags()["audio"]} >= heard
 
     state = json.loads((reference / f"checkpoint-{STEPS}" / "state.json").read_text())
     assert state["step"] == STEPS
     assert state["ema_updates"] == STEPS
-    # 16 rows of the 6 that there are: two whole epochs and four rows of the third.
-    assert (state["data"]["epoch"], state["data"]["index"]) == (2, 4)
+    assert state["data"] == {"batch": STEPS}
 
 
 def test_the_exported_pipeline_holds_the_averaged_weights_in_half_precision(reference):
@@ -210,16 +202,15 @@ def test_two_processes_train_and_agree(config, tmp_path):
         "        super().fit()\n"
         "        rank = self.accelerator.process_index\n"
         "        weights = {name: weight.detach().contiguous() for name, weight in self.parameters.items()}\n"
-        "        rows = self.loader.rank, self.loader.world_size\n"
-        "        save_file(weights, Path(__file__).with_name(f'rank{rank}.safetensors'), {'rows': str(rows)})\n"
+        "        save_file(weights, Path(__file__).with_name(f'rank{rank}.safetensors'))\n"
         "train.Trainer = Witness\n"
         "sys.exit(train.main())\n"
     )
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script]
     command += ["--config", config, "--output_dir", folder, "--report_to", "none", "--max_train_steps", "3"]
-    command += ["--set", "data.validation_pairs=null"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--set", "data.validation_clips=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second, saved = (
@@ -234,27 +225,7 @@ def test_two_processes_train_and_agree(config, tmp_path):
         assert torch.equal(weight, second[name])
         assert torch.equal(weight, saved[name])
     state = json.loads((folder / "checkpoint-3" / "state.json").read_text())
-    assert (state["data"]["epoch"], state["data"]["index"]) == (1, 6)  # 3 steps of 2 rows on 2 processes
-
-
-@pytest.mark.parametrize(
-    ("environment", "parent", "expected"),
-    [
-        ({}, [], 1),
-        ({"ACCELERATE_USE_CPU": "True"}, ["accelerate", "launch", "--num_processes", "2"], 1),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["x", "--num_processes", "2", "train.py"], 2),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["x", "--num_processes=4", "train.py"], 4),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "RANK": "0"}, ["--num_processes", "2"], 1),
-        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, ["--num_processes", "2"], 1),
-    ],
-)
-def test_processes_that_accelerate_was_asked_for(environment, parent, expected):
-    assert requested_processes(environment, parent) == expected
-
-
-def test_processes_that_nobody_counts_are_an_error():
-    with pytest.raises(ValueError, match="torchrun"):
-        requested_processes({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, ["accelerate", "launch"])
+    assert state["data"] == {"batch": 3}
 
 
 def test_micro_batches_and_checkpointing_change_nothing_but_memory(config, tmp_path, monkeypatch):
@@ -268,9 +239,9 @@ def test_micro_batches_and_checkpointing_change_nothing_but_memory(config, tmp_p
 
     monkeypatch.setattr(train, "Trainer", Witness)
     monkeypatch.setattr("training.objective.torch.randn", lambda shape, generator: torch.zeros(shape))
-    options = ["--max_train_steps", "1", "--set", "loss.predictive_fraction=1", "--set", "data.validation_pairs=null"]
-    # Each of these is a mean over the pairs; the multi-resolution loss has a quotient of sums over the batch.
-    options += ["--set", "loss.mr_stft=0"]
+    options = ["--max_train_steps", "1", "--set", "loss.predictive_fraction=1", "--set", "data.validation_clips=null"]
+    # Each of these is a mean over the examples; that of the labels is one over what is known.
+    options += ["--set", "loss.labels=0"]
     for number, extra in enumerate(
         (
             [],
@@ -300,7 +271,7 @@ def test_a_run_starts_with_the_weights_of_a_pipeline(config, reference, tmp_path
 
 def test_an_export_with_a_vocoder_is_complete(config, toy_pipeline, tmp_path):
     toy_pipeline.vocoder.save_pretrained(tmp_path / "vocoder")
-    options = ["--max_train_steps", "1", "--set", "data.validation_pairs=null", "--export", str(tmp_path / "hub")]
+    options = ["--max_train_steps", "1", "--set", "data.validation_clips=null", "--export", str(tmp_path / "hub")]
     assert run(config, tmp_path / "run", *options, "--set", f"export.vocoder={tmp_path / 'vocoder'}") == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "hub")
     for name, weight in toy_pipeline.vocoder.state_dict().items():
@@ -319,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(config, tmp_path, mo
     assert run(config, tmp_path) == 1
     written = json.loads((tmp_path / "non_finite_rank0.json").read_text())
     assert written["step"] == 2
-    assert len(written["row_id"]) == 2
+    assert written["row_id"] == [4, 4, 4, 5, 5, 5]
     assert "non_finite_rank0.json" in capsys.readouterr().err
     assert list_checkpoints(tmp_path) == []
 
@@ -328,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(config, tmp_path, mo
     ("options", "words"),
     [
         (["--set", "train.batchsize=1"], "batch_size"),
-        (["--set", "data.memmap_dir=nowhere"], "nowhere"),
+        (["--set", "data.material=nowhere"], "nowhere"),
         (["--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9"),
         (["--init_from", "nowhere"], "nowhere"),
     ],
@@ -349,24 +320,21 @@ def test_a_checkpoint_of_another_architecture_is_refused(config, reference, tmp_
 def test_limits_in_minutes_count_over_resumed_runs(config, reference, tmp_path):
     checkpoint = str(reference / f"checkpoint-{STEPS}")
     options = ["--resume_from_checkpoint", checkpoint, "--max_train_steps", "99", "--max_train_minutes", "0.0001"]
-    assert run(config, tmp_path, *options, "--set", "data.validation_pairs=null") == 0
+    assert run(config, tmp_path, *options, "--set", "data.validation_clips=null") == 0
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{STEPS}"]
 
 
 def test_bfloat16_trains(config, tmp_path):
-    options = ["--mixed_precision", "bf16", "--max_train_steps", "2", "--set", "data.validation_pairs=null"]
+    options = ["--mixed_precision", "bf16", "--max_train_steps", "2", "--set", "data.validation_clips=null"]
     assert run(config, tmp_path, *options) == 0
     weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_the_briefs_configuration_trains_a_step(corpus, tmp_path, monkeypatch, caplog):
-    """The YAML, on pairs rendered on the fly. Only its size is cut: a step at full size takes a CPU minutes."""
+def test_the_briefs_configuration_trains_a_step(material, tmp_path, monkeypatch, caplog):
+    """The YAML, at its 48 kHz. Only its size is cut: a step at full size takes a CPU minutes."""
     (tmp_path / "data").mkdir()
-    for link, target in {"clean": "clean_music_dir", "rirs": "rir_dir", "noise": "noise_dir"}.items():
-        (tmp_path / "data" / link).symlink_to(getattr(corpus, target), target_is_directory=True)
-    pairs(corpus, tmp_path / "data", "train", 8, sample_rate=48_000, memmap=False)
-    (tmp_path / "data" / "train.jsonl").rename(tmp_path / "data" / "pairs.jsonl")
+    (tmp_path / "data" / "material").symlink_to(material, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     cut = ["--set", "audio.clip_seconds=0.7", "--set", "model.base_channels=32", "--max_train_steps", "1"]
     with caplog.at_level(logging.WARNING):
@@ -462,23 +430,18 @@ def test_a_full_disk_is_explained_and_loses_nothing(config, reference, tmp_path)
     assert_same_state(tmp_path / "run", reference)
 
 
-def test_data_that_is_gone_are_named(corpus, config, tmp_path, capsys) -> None:
-    """A piece of music that is not where the manifest has it; back in its place, the run goes on."""
-    pairs(corpus, tmp_path, "train", 6, memmap=False)
-    roots = tmp_path / "clean"
-    shutil.copytree(corpus.clean_music_dir, roots)
-    content = yaml.safe_load(config.read_text())
-    content["data"] = {
-        "pairs_manifest": str(tmp_path / "train.jsonl"), "clean_music_dir": str(roots),
-        "rir_dir": str(corpus.rir_dir), "noise_dir": str(corpus.noise_dir),
-    }  # fmt: skip
-    path = tmp_path / "gone.yaml"
-    path.write_text(yaml.safe_dump(content))
-    late = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])["music_path"]
-    (roots / late).rename(tmp_path / "away")
-    options = ["--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
-    assert run(path, tmp_path / "run", *options) == 1
+def test_data_that_is_gone_are_named(material, config, tmp_path, capsys) -> None:
+    """A piece of music that is not where it was; back in its place, the run goes on."""
+    moved = tmp_path / "material"
+    shutil.copytree(material, moved)
+    hidden = list((moved / "sounds").glob("music-*.npy"))
+    for path in hidden:
+        path.rename(path.with_suffix(".away"))
+    options = ["--checkpointing_steps", "1", "--resume_from_checkpoint", "latest", "--max_train_steps", "3"]
+    options += ["--set", f"data.material={moved}", "--set", "data.validation_clips=null"]
+    assert run(config, tmp_path / "run", *options) == 1
     message = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: "))
-    assert late in message and "does not exist" in message and "There is no checkpoint yet" in message
-    (tmp_path / "away").rename(roots / late)
-    assert run(path, tmp_path / "run", *options) == 0
+    assert "music-" in message and "No such file" in message and "There is no checkpoint yet" in message
+    for path in hidden:
+        path.with_suffix(".away").rename(path)
+    assert run(config, tmp_path / "run", *options) == 0

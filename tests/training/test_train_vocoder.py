@@ -105,7 +105,6 @@ def test_shipped_configuration_is_bigvgan_on_nvidias_mel() -> None:
         ({"model": {"upsample_rates": [4, 4]}}, "mel.hop_length"),
         ({"model": {"upsample_rates": [2] * 8, "upsample_initial_channel": 100}}, "multiple of 256"),
         ({"data": {"min_level_db": -10.0, "max_level_db": -20.0}}, "min_level_db"),
-        ({"data": {"restored_from": "pipeline"}}, "memmap_dir and validation_pairs"),
         ({"discriminator": {"periods": [], "resolutions": []}}, "periods or resolutions"),
         ({"discriminator": {"resolutions": [[512, 128, 600]]}}, "hop <= window <= n_fft"),
         ({"train": {"crop_frames": 8}, "loss": {"mel_resolutions": [[4096, 1024, 64]]}}, "crop_frames .8. is shorter"),

@@ -1,6 +1,5 @@
 """Mels that a pipeline restores, as the vocoder's input: the pipeline's own, at the place and level of the target."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline_aud2studio import Aud2StudioPipeline
+from pipeline_aud2studio.analysis import analyzed
+from pipeline_aud2studio.source import ArraySource, Padded
 from pipeline_aud2studio.takes import level_gain, rms
 from training.vocoder_config import VocoderConfig
 from training.vocoder_examples import RestoredMels, restored_log_mel
 from training.vocoder_objective import front_end
 from training.vocoder_trainer import VocoderTrainer
 
-CHUNK = 128 * 256  # samples of a chunk of the toy pipeline
+CHUNK = 32 * 1024  # samples of a chunk of the toy pipeline
 CPU = torch.device("cpu")
 
 
@@ -30,33 +31,12 @@ class Stop:
         return self.after == 0
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard of three pairs whose recording is the clean excerpt, quieter by an odd factor."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    samples = CHUNK + 10_000
-    swell = 0.2 + 0.8 * np.sin(np.arange(samples) / 5000) ** 2
-    clean = np.round(8000 * rng.standard_normal((3, samples)).clip(-4, 4) * swell)
-    tracks = np.repeat(clean, 2, axis=0).astype(np.int16)  # of every pair the recording, then the clean excerpt
-    common = {"condition": "noise", "num_takes": 1, "channels": 1}
-    rows = [
-        {**common, "row_id": n, "seed": 7, "first_track": 2 * n, "first_clean": n, "scales": [0.17 / (n + 1), 0.9]}
-        for n in range(3)
-    ]
-    np.save(folder / "shard-00000000.npy", tracks)
-    np.save(folder / "shard-00000000.early.npy", np.zeros((3, 16), dtype=np.float32))
-    index = {"format": 1, "name": "shard-00000000", "sample_rate": 44_100, "samples": samples, "rows": rows}
-    (folder / "shard-00000000.json").write_text(json.dumps(index))
-    return folder
-
-
 @pytest.fixture
-def values(toy_model: Path, pairs: Path) -> dict[str, Any]:
+def values(toy_model: Path, material: Path) -> dict[str, Any]:
     return {
         "model": {"upsample_initial_channel": 16, "upsample_rates": [8, 8, 4], "resblock_dilation_sizes": [[1]]},
-        "train": {"crop_frames": 16, "batch_size": 2, "max_train_steps": 4, "lr_warmup_steps": 2, "cpu_threads": 1},
-        "data": {"restored_from": str(toy_model), "memmap_dir": str(pairs), "validation_pairs": str(pairs)},
+        "train": {"crop_frames": 16, "batch_size": 3, "max_train_steps": 4, "lr_warmup_steps": 2, "cpu_threads": 1},
+        "data": {"restored_from": str(toy_model), "material": str(material)},
         "eval": {"num_clips": 2, "val_every_steps": 3},
     }
 
@@ -70,19 +50,19 @@ def test_restored_mel_is_what_the_pipelines_vocoder_gets(toy_pipeline: Aud2Studi
     latents = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(5))
     toy_pipeline(takes, 44_100, num_inference_steps=num_steps, reconstruction="vocoder", latents=latents)
     hook.remove()
-    recordings = torch.from_numpy(np.stack([take[0] * level_gain(rms(take)) for take in takes]))
-    recordings = torch.cat([recordings, torch.zeros(2, CHUNK)])[None].float()  # two of four slots
-    mel = restored_log_mel(toy_pipeline, recordings, torch.tensor([2]), num_steps, torch.Generator().manual_seed(5))
+    image = toy_pipeline.image
+    sources = [ArraySource(take * level_gain(rms(take))) for take in takes]
+    padded = Padded(sources, 32, image.coarse.hop_length, image.coarse.pad)
+    features = next(analyzed(padded, image, [[0, 1]], 32)).features
+    mel = restored_log_mel(toy_pipeline, features, num_steps, torch.Generator().manual_seed(5))
     assert len(heard) == 1 and mel.shape == (1, 128, 128)
     torch.testing.assert_close(mel, heard[0], rtol=0, atol=1e-3)
-    other = restored_log_mel(toy_pipeline, recordings, torch.tensor([1]), num_steps, torch.Generator().manual_seed(5))
-    assert (other - mel).abs().mean() > 0.01
 
 
-def test_clean_crop_is_at_the_place_and_level_of_the_restored_mel(
+def test_wanted_crop_is_at_the_place_of_the_restored_mel(
     values: dict[str, Any], toy_pipeline: Aud2StudioPipeline, tmp_path: Path
 ) -> None:
-    """A UNet of zeros corrects nothing, so the restored mel is the recording's: here that of the clean excerpt."""
+    """A UNet of zeros corrects nothing, so the restored mel is the recording's, which resembles what is wanted."""
     toy_pipeline.save_pretrained(tmp_path)
     silent = {name: torch.zeros_like(weight) for name, weight in toy_pipeline.unet.conv_out.state_dict().items()}
     pipeline = Aud2StudioPipeline.from_pretrained(tmp_path)
@@ -92,17 +72,14 @@ def test_clean_crop_is_at_the_place_and_level_of_the_restored_mel(
     config = VocoderConfig.model_validate(values)
     transform = front_end(config.mel)
     examples = RestoredMels(config, transform, CPU)
-    seen = set()
-    for mel, clean in examples.batches(0, 4):
-        assert mel.shape == (2, 128, 16) and clean.shape == (2, 16 * 256)
+    correlations = []
+    for mel, clean in examples.batches(0, 8):
+        assert mel.shape == (3, 128, 16) and clean.shape == (3, 16 * 256)
         expected = transform.log_mel(transform.stft(clean))
-        # The crop's own mel reflects at its edges, 384 samples: two frames on either side.
-        torch.testing.assert_close(mel[..., 2:-2], expected[..., 2:-2], rtol=0, atol=0.01)
-        seen |= {round(float(row), 6) for row in clean[:, 0]}
-    assert len(seen) == 8
+        for found, wanted in zip(mel, expected, strict=True):
+            correlations.append(float(np.corrcoef(found[:, 2:-2].flatten(), wanted[:, 2:-2].flatten())[0, 1]))
+    assert np.median(correlations) > 0.7
     assert examples.clips.mel.shape == (2, 128, 128) and examples.clips.clean.shape == (2, CHUNK)
-    levels = examples.clips.clean.square().mean(-1).sqrt()
-    assert ((20 * levels.log10() + 23).abs() < 15).all()  # the normal level, spread by 4 dB, and a part of an excerpt
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -134,7 +111,7 @@ def test_training_on_restored_mels_lowers_the_loss(tmp_path: Path, values: dict[
         ("mel", {"n_mels": 32}, "n_mels 128, here 32$"),
         ("train", {"crop_frames": 129}, "128 frames"),
         ("data", {"restored_from": "nowhere"}, "nowhere is not the folder of a pipeline"),
-        ("data", {"memmap_dir": "nowhere"}, "nowhere is no folder of rendered pairs"),
+        ("data", {"material": Path("nowhere")}, "nowhere holds no prepared material"),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], section: str, change: Any, message: str) -> None:

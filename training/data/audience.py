@@ -59,11 +59,13 @@ def _bed(rng: np.random.Generator, kind: str, sounds: list[Sound], samples: int)
 
 def _pieces(rng: np.random.Generator, sounds: list[Sound], samples: int, several: bool) -> np.ndarray:
     """Pieces of one sound, or of several, one after the other: (samples)."""
-    bed, at = np.zeros(samples, np.float32), 0
+    # It begins in the middle of a piece: a short sound would else be heard by all microphones at once.
+    skipped = int(rng.uniform(0, 3) * SAMPLE_RATE)
+    bed, at = np.zeros(skipped + samples, np.float32), 0
     weights = np.sqrt([sound.samples for sound in sounds])
     sound = sounds[int(rng.choice(len(sounds), p=weights / weights.sum()))]
     speed = float(rng.uniform(0.85, 1.2)) if rng.random() < 0.3 else 1.0
-    while at < samples:
+    while at < len(bed):
         if several:
             sound = sounds[int(rng.choice(len(sounds), p=weights / weights.sum()))]
         length = min(sound.samples, int(rng.uniform(2, 12) * SAMPLE_RATE))
@@ -77,10 +79,10 @@ def _pieces(rng: np.random.Generator, sounds: list[Sound], samples: int, several
         ramp = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))
         piece[:fade] *= ramp
         piece[len(piece) - fade :] *= ramp[::-1]
-        end = min(samples, at + len(piece))
+        end = min(len(bed), at + len(piece))
         bed[at:end] += piece[: end - at]
         at += max(len(piece) - fade, 1000)
-    return bed
+    return bed[skipped:]
 
 
 def _envelope(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, str]:

@@ -16,13 +16,14 @@ from pipeline_aud2studio.takes import assign_slots, level_gain, rms
 
 from .scenes import Scene
 
+EXAMPLES_PER_SCENE = 3
 LEVEL_SPREAD_DB = 3.0  # standard deviation of the level: a part of a long recording is not as loud as the whole
 Example = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
 def scene_examples(scene: Scene, image: BandImage, chunk_frames: int, rng: np.random.Generator) -> list[Example]:
-    """Cuts a scene into chunks that do not overlap, in which one channel of the first recording is restored.
+    """Cuts at most three chunks out of a scene, which do not overlap; one channel of the first recording is restored.
 
     Every recording comes to the normal level on its own, as in the pipeline, and the target keeps its level in the
     first.
@@ -55,10 +56,11 @@ def scene_examples(scene: Scene, image: BandImage, chunk_frames: int, rng: np.ra
     target_power = coarse.average(target_stft.real.square() + target_stft.imag.square())
     labels = scaled_labels(scene.labels)
 
-    count = num_frames // chunk_frames
-    begin = int(rng.integers(num_frames - count * chunk_frames + 1))
+    count = min(EXAMPLES_PER_SCENE, num_frames // chunk_frames)
+    free = num_frames // count - chunk_frames  # of a share of the scene, frames that its chunk leaves
     examples = []
-    for first in range(begin, begin + count * chunk_frames, chunk_frames):
+    for share in range(count):
+        first = share * (num_frames // count) + int(rng.integers(free + 1))
         frames, mel_frames = slice(first, first + chunk_frames), slice(PATCH * first, PATCH * (first + chunk_frames))
         chunk = features.cut(first, chunk_frames)
         examples.append(

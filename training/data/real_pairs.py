@@ -30,17 +30,20 @@ from pipeline_aud2studio.audio import resample
 from training.config import TrainingConfig
 
 from .batches import Scenes
+from .examples import EXAMPLES_PER_SCENE
 from .material import SAMPLE_RATE, Material
 from .scenes import SECONDS, Scene, SceneRenderer
 
 HUB = "hf://datasets/"
+SPARE_S = 0.48  # of a scene beyond its chunks, so that they begin anywhere
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
 FEATURES = datasets.Features(
     {
         "performance": datasets.Value("string"),
         "start_s": datasets.Value("float64"),
-        "clean": datasets.Audio(decode=False),
-        "recordings": datasets.List(datasets.Audio(decode=False)),
+        # FLAC; the `Audio` feature wants torchcodec to write it.
+        "clean": datasets.Value("large_binary"),
+        "recordings": datasets.List(datasets.Value("large_binary")),
     }
 )
 NOTHING_KNOWN = dict.fromkeys(("rt60_s", "drr_db", "snr_db", "bandwidth_hz", "voice"), math.nan)
@@ -73,12 +76,12 @@ def scenes_of(folder: Path) -> Iterator[dict[str, Any]]:
             yield row | {"recordings": [_flac(take) for take in heard]}
 
 
-def _flac(waveform: np.ndarray) -> dict[str, Any]:
+def _flac(waveform: np.ndarray) -> bytes:
     """A waveform (channels, samples) as the dataset stores it; one above full scale is lowered."""
     file = io.BytesIO()
     peak = max(float(np.abs(waveform).max()), 1.0)
     soundfile.write(file, waveform.T / peak, SAMPLE_RATE, "PCM_24", format="FLAC")
-    return {"bytes": file.getvalue(), "path": None}
+    return file.getvalue()
 
 
 class RealScenes:
@@ -103,8 +106,6 @@ class RealScenes:
             if not files:
                 raise ValueError(f"{name} holds no pairs: write them with `python -m training.data.real_pairs`")
             self.rows = datasets.Dataset.from_parquet([str(file) for file in files])
-        # Decoding in `datasets` needs torchcodec; FLAC does not.
-        self.rows = self.rows.cast(FEATURES)
         self.seed = seed
 
     def __call__(self, row: int) -> Scene:
@@ -112,7 +113,7 @@ class RealScenes:
         turn, index = divmod(row, len(self.rows))
         stored = self.rows[int(np.random.default_rng([self.seed, turn]).permutation(len(self.rows))[index])]
         clean, *recordings = (
-            soundfile.read(io.BytesIO(each["bytes"]), dtype="float32", always_2d=True)[0].T
+            soundfile.read(io.BytesIO(each), dtype="float32", always_2d=True)[0].T
             for each in (stored["clean"], *stored["recordings"])
         )
         first = recordings[0]
@@ -156,7 +157,8 @@ def open_scenes(config: TrainingConfig) -> Scenes:
         ValueError: If there is no material, or no real pair although some are asked for.
     """
     scenes: SceneRenderer | MixedScenes
-    scenes = SceneRenderer(Material.open(config.data.material), config.model.max_recordings, config.seed)
+    seconds = EXAMPLES_PER_SCENE * config.clip_samples / config.audio.sample_rate + SPARE_S
+    scenes = SceneRenderer(Material.open(config.data.material), config.model.max_recordings, config.seed, seconds)
     if config.data.real_share:
         scenes = MixedScenes(scenes, RealScenes(config.data.pairs_manifest, config.seed), config.data.real_share)
     rate = config.audio.sample_rate

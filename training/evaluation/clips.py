@@ -28,6 +28,7 @@ from scipy.signal import oaconvolve
 from tqdm.auto import tqdm
 
 from training.codecs import transcode
+from training.data.material import HOLDOUT
 from training.data.responses import early_part
 from training.jsonl import read_rows, write_rows
 from training.rooms import tidy
@@ -46,7 +47,6 @@ CONDITIONS = {
     "clean": (16, 8),
     "audience alone": (8, 4),
 }
-HOLDOUT = json.loads((Path(__file__).parents[1] / "data" / "holdout.json").read_text(encoding="utf-8"))
 CODECS = (("aac", 56), ("opus", 80), ("mp3", 112))
 
 
