@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Restores audience recordings of concerts.",
         epilog=f"`{PROGRAM} align --help`: recordings of one performance on one clock, without restoring them."
-        f" `{PROGRAM} import-bigvgan --help`: NVIDIA's weights as the vocoder.",
+        f" `{PROGRAM} inspect FILE`: what it was made in. `{PROGRAM} import-bigvgan --help`: NVIDIA's vocoder.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -483,6 +483,7 @@ def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callab
     from importlib import import_module
 
     module, description = {
+        "inspect": ("inspection", "Tells what a recording was made in: room, audience, bandwidth, voice."),
         "align": ("align_command", "Puts recordings of one performance on one clock."),
         "import-bigvgan": ("import_bigvgan", "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
         "export-onnx": ("export_onnx", "Writes the networks as ONNX files, for --backend onnx."),
@@ -496,7 +497,7 @@ def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callab
 def main(argv: Sequence[str] | None = None) -> int:
     gc.freeze()  # what the libraries made on import stays: no collection has to look through it again
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in ("align", "import-bigvgan", "export-onnx"):
+    if words and words[0] in ("inspect", "align", "import-bigvgan", "export-onnx"):
         args, work = _subcommand(words[0], words[1:])
     else:
         args, work = build_parser().parse_args(words), run

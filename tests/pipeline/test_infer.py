@@ -139,29 +139,22 @@ def test_a_hundred_files_one_of_them_broken(cli, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(toy_model: Path, tmp_path: Path) -> None:
-    """The system itself refuses to write more: to the decoded recording at first, later to the partial result."""
+    """The system itself refuses to write more of the decoded recording: what was there stays, and nothing else."""
     files.write(tmp_path / "i.wav", recording(2, 12.0), RATE)
     before = (tmp_path / "i.wav").read_bytes()
     command = [sys.executable, "-m", "pipeline_aud2studio.infer", "--model", str(toy_model), "--inputs"]
     command += [str(tmp_path / "i.wav"), "--save"]
     decoded = 4 * 2 * 12 * RATE
 
-    def run(output: str, *options: str, limit: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
-        words = [*command, str(tmp_path / output), *options]
+    def run(output: str, limit: int) -> subprocess.CompletedProcess[str]:
+        words = [*command, str(tmp_path / output)]
         bounded = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         return subprocess.run(words, preexec_fn=bounded, capture_output=True, text=True)
 
     first = run("o.wav", limit=decoded // 2)
     assert first.returncode == 1 and "error: OSError: [Errno 27] File too large" in first.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
-    second = run("o.wav", limit=decoded + 64)
-    assert second.returncode == 1 and "error: OSError: [Errno 27] File too large" in second.stderr
-    assert "o.wav.partial keeps what was restored so far" in second.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav.partial"]
     assert (tmp_path / "i.wav").read_bytes() == before
-    resumed, whole = run("o.wav", "--resume"), run("whole.wav")
-    assert (resumed.returncode, whole.returncode) == (0, 0) and "goes on after" in resumed.stderr
-    assert (tmp_path / "o.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
 
 
 def test_a_file_that_is_no_report_is_kept(cli, tmp_path: Path) -> None:
@@ -415,14 +408,7 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
         patch.setattr(soundfile.SoundFile, "write", full_disk)
         status, _, err = cli(*call)
     assert (status, err.splitlines()[-1].startswith("aud2studio: error: OSError: ")) == (1, True)
-    assert "o.wav.partial keeps what was restored so far" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav.partial"]
-
-    with monkeypatch.context() as patch:  # with space again, nothing is computed twice
-        patch.setattr(Aud2StudioPipeline, "_sample", fail)
-        status, _, err = cli(*call, "--resume")
-    assert (status, err) == (0, f"aud2studio: notice: {tmp_path / 'i.wav'} goes on after 0.6 s\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.wav", "o.wav"]
+    assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
 
 
 def test_a_bar_counts_the_chunks(cli, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(config, tmp_path, mo
     assert run(config, tmp_path) == 1
     written = json.loads((tmp_path / "non_finite_rank0.json").read_text())
     assert written["step"] == 2
-    assert written["row_id"] == [4, 4, 4, 5, 5, 5]
+    assert written["row_id"] == [4, 4, 4, 5]  # the first four examples of two scenes
     assert "non_finite_rank0.json" in capsys.readouterr().err
     assert list_checkpoints(tmp_path) == []
 
@@ -336,7 +336,16 @@ def test_the_briefs_configuration_trains_a_step(material, tmp_path, monkeypatch,
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "material").symlink_to(material, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    cut = ["--set", "audio.clip_seconds=0.7", "--set", "model.base_channels=32", "--max_train_steps", "1"]
+    cut = [
+        "--set",
+        "audio.clip_seconds=0.7",
+        "--set",
+        "model.overlap_frames=8",
+        "--set",
+        "model.base_channels=32",
+        "--max_train_steps",
+        "1",
+    ]
     with caplog.at_level(logging.WARNING):
         assert run(CONFIGS / "bootleg_v1.yaml", tmp_path / "run", *cut) == 0
     notices = [record.getMessage() for record in caplog.records]
@@ -361,10 +370,11 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(tmp_path, monkeyp
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("someone/toy", tmp_path)
 
 
-KILLS, KILLED_STEPS, INTERVAL = 20, 90, 3
+KILLS, KILLED_STEPS, INTERVAL = 8, 30, 3
 
 
-def test_twenty_kills_lose_at_most_an_interval_each_and_change_nothing(config, tmp_path) -> None:
+@pytest.mark.slow
+def test_eight_kills_lose_at_most_an_interval_each_and_change_nothing(config, tmp_path) -> None:
     """SIGKILL at random moments: while it starts, between steps, in a step, while a checkpoint is written."""
     rng = np.random.default_rng(0)
     options = ["--config", str(config), "--report_to", "none", "--max_train_steps", str(KILLED_STEPS)]
@@ -408,7 +418,7 @@ def test_twenty_kills_lose_at_most_an_interval_each_and_change_nothing(config, t
         first, second = map(load_file, ends)
         assert first.keys() == second.keys()
         assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert 10 < seen < KILLED_STEPS
+    assert 3 < seen < KILLED_STEPS
 
 
 def test_a_full_disk_is_explained_and_loses_nothing(config, reference, tmp_path) -> None:
