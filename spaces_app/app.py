@@ -50,7 +50,8 @@ Restores audience recordings of concerts: less crowd, less room, less microphone
 {MAX_BYTES // 10**6} MB each. Files are deleted after half an hour at the latest; please restore only what you may."""
 FAITHFUL, VOCODER = "faithful: filters what was recorded", "vocoder: synthesises it anew (experimental)"
 BLEND = "blend: faithful, and the vocoder where the recording has nothing (experimental)"
-KINDS = {FAITHFUL: "faithful", VOCODER: "vocoder", BLEND: "blend"}
+PREDICTION = "prediction: takes away predicted late sound only, without a network; for rooms"
+KINDS = {FAITHFUL: "faithful", PREDICTION: "prediction", VOCODER: "vocoder", BLEND: "blend"}
 
 
 @cache
