@@ -330,7 +330,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
         restored = np.concatenate([*self._blocks(sources, reconstruction, batch_size, sampling)], axis=-1)
         waveform = resample(restored, own_rate, sampling_rate, length)
-        waveform = match_loudness(waveform, reference, sampling_rate)
+        waveform = match_loudness(waveform, reference, sampling_rate, level_gain(rms(reference)))
         if dryness < 1:
             waveform = match_loudness(dryness * waveform + (1 - dryness) * reference, reference, sampling_rate)
         return waveform
