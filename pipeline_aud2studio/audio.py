@@ -211,7 +211,8 @@ def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int, ne
         for first in range(0, waveform.shape[1], _BLOCK_FRAMES):
             meter.push(waveform[:, first : first + _BLOCK_FRAMES])
         levels.append(meter.level_lufs)
-    return restored * np.float32(loudness_gain(*levels, network_gain))
+    gain = loudness_gain(levels[0], levels[1], network_gain)
+    return (restored * np.float32(gain)).astype(np.float32, copy=False)
 
 
 def loudness_gain(restored_lufs: float, reference_lufs: float, network_gain: float = 1.0) -> float:

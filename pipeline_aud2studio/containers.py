@@ -17,6 +17,7 @@ from typing import Any
 
 MAX_DECODER_PADDING = 4608  # samples: the last frames of a lossy file, cut where the header says that it ends earlier
 MP3_DECODER_DELAY = 529  # samples, which every MP3 decoder adds to the encoder's own
+MAX_FILLING = 4096  # zeros that recorders write behind the last chunk
 _KBPS = (
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG-1 layer III
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG-2 and 2.5
@@ -128,11 +129,11 @@ def _after_id3(content: mmap.mmap, at: int) -> int:
 
 
 def _is_chunk(content: mmap.mmap, at: int) -> bool:
-    """Whether a RIFF chunk, or nothing, begins at a place."""
+    """Whether a RIFF chunk, or nothing, begins at a place; a few zeros to the end of the file are nothing, too."""
     name = content[at : at + 4]
-    if not name:
-        return at == len(content)
-    return name.strip(b"\0") == b"" or (len(name) == 4 and all(32 <= byte < 127 for byte in name))
+    if not name.strip(b"\0"):
+        return at <= len(content) <= at + MAX_FILLING and not content[at:].strip(b"\0")
+    return len(name) == 4 and all(32 <= byte < 127 for byte in name)
 
 
 def _wav(content: mmap.mmap, start: int) -> Layout:
@@ -154,7 +155,11 @@ def _wav(content: mmap.mmap, start: int) -> Layout:
             size = wide_size if length == 0xFFFFFFFF and wide_size is not None else length
             length, notice = _data_bytes(content, body, size)
             stop = body + length
-        elif (name in (b"RIFF", b"RF64", b"BW64") and data is not None) or not _is_chunk(content, at):
+        elif (
+            (name in (b"RIFF", b"RF64", b"BW64") and data is not None)
+            or not name.strip(b"\0")
+            or not _is_chunk(content, at)
+        ):
             break  # another file that was joined to this one, or no chunk at all
         at = body + length + length % 2
     if data is None or len(fmt) < 16:
@@ -184,7 +189,7 @@ def _data_bytes(content: mmap.mmap, body: int, size: int) -> tuple[int, str]:
         return rest, "ends before its header says" if known else "has a header that does not know its length"
     if _is_chunk(content, body + size + size % 2) and (size or rest < 8):
         return size, ""
-    if size == 0 and _is_chunk(content, body) and content[body : body + 4].strip(b"\0"):
+    if size == 0 and content[body : body + 4].strip(b"\0") and _is_chunk(content, body):
         return 0, ""
     for wraps in range(1, rest // 2**32 + 1):
         wrapped = size + wraps * 2**32

@@ -112,7 +112,7 @@ class AudioStream:
     @property
     def is_seekable(self) -> bool:
         """Whether `frames` is exact and `seek` costs nothing."""
-        return self._layout.library == "soundfile" and len(self._layout.parts) == 1
+        return self._layout.library == "soundfile" and len(self._layout.parts) == 1 and self.subtype != "GSM610"
 
     def seek(self, frame: int) -> None:
         """Go to a sample; what is compressed is decoded from the beginning, so that it is exact for every codec."""
@@ -250,7 +250,7 @@ class AudioStream:
             if self._layout.library == "soundfile":
                 with soundfile.SoundFile(self._part_file(part)) as file:
                     speakers = self._named(file.channels)
-                    for block in file.blocks(BLOCK_FRAMES, dtype="float32", always_2d=True):
+                    for block in file.blocks(BLOCK_FRAMES, frames=file.frames, dtype="float32", always_2d=True):
                         yield _Piece(block.T, file.samplerate, speakers)
             else:
                 yield from self._trimmed(part)
@@ -293,7 +293,7 @@ class AudioStream:
 
     def _decoded(self, part: Part) -> Iterator[tuple[_Piece, int | None]]:
         """What PyAV makes of a part, and how many samples its container promises. FLAC's gaps are silence."""
-        is_flac, position, gaps, damaged = self._layout.kind == "flac", 0, [], 0
+        is_flac, position, gaps, damaged, failing = self._layout.kind == "flac", 0, [], 0, 0
         with _demuxed(self.path, self._part_file(part), self._layout.kind) as container:
             stream = _track(self.path, container, self._track)
             promised = None
@@ -302,9 +302,10 @@ class AudioStream:
             if is_flac:
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
             for frame, is_damaged in _frames(self.path, container, stream):
-                damaged += is_damaged
+                failing += is_damaged
                 if frame is None:
                     continue
+                damaged, failing = damaged + failing, 0  # what fails at the end is an end
                 samples = _as_float(frame)
                 speakers = _speakers(frame.layout, len(samples))
                 if is_flac and frame.pts is not None:

@@ -194,7 +194,8 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
     assert status == 1
     assert [line.split(":")[0] for line in out.splitlines()] == [str(target / "a.wav"), str(target / "b.flac")]
     assert [line for line in err.splitlines() if "error" in line] == [
-        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded (Invalid data found when processing input)",
+        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded"
+        " (Invalid data found when processing input)",
         "aud2studio: error: 1 of 3 recordings could not be restored",
     ]
     assert err.splitlines()[-2].startswith(f"aud2studio: failed: {source / 'broken.flac'} is not audio")

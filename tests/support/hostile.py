@@ -59,7 +59,7 @@ def encoded(waveform: np.ndarray, kind: str = "wav16", rate: int = RATE) -> byte
         with av.open(buffer, "w", format="mp4") as container:
             stream = container.add_stream("aac", rate=rate, layout="mono" if len(waveform) == 1 else "stereo")
             frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout=stream.layout.name)
-            frame.sample_rate = rate
+            frame.sample_rate, frame.pts = rate, 0
             for packet in (*stream.encode(frame), *stream.encode(None)):
                 container.mux(packet)
     else:
