@@ -10,7 +10,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -232,6 +233,7 @@ def write_blocks(
     sample_rate: int,
     subtype: str = "PCM_24",
     tags: Mapping[str, str] | None = None,
+    chunks: Sequence[bytes] = (),
 ) -> None:
     """Write WAV or FLAC, whichever the name ends in; an existing file is replaced once the new one is complete.
 
@@ -245,6 +247,7 @@ def write_blocks(
         sample_rate: in Hz.
         subtype: "PCM_16", "PCM_24" or, in WAV, "FLOAT".
         tags: any of `TAGS`; what the format has no place for is left out.
+        chunks: of WAV, whole, that come after the samples; not in RF64 and FLAC.
 
     Raises:
         AudioError: another format or sample format is asked for.
@@ -269,8 +272,35 @@ def write_blocks(
                         setattr(file, tag, text)
                 for block in blocks:
                     file.write(_quantised(block, subtype).T)
+            if chunks and container == "WAV":
+                _append(temporary, chunks)
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path} could not be written: {error.error_string}") from None
+
+
+def _append(path: Path, chunks: Sequence[bytes]) -> None:
+    """Add chunks to the end of a WAV file."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b"\0" * (size % 2) + b"".join(chunks))
+        size = file.tell()
+        file.seek(4)
+        file.write(struct.pack("<I", size - 8))
+
+
+def carried(chunks: Sequence[bytes], suffix: str, is_same_time: bool) -> tuple[list[bytes], list[str]]:
+    """Which chunks of a WAV file (`bext`, cue points and their names) an output can have, and what is left out.
+
+    Args:
+        chunks: see `AudioStream`.
+        suffix: of the output.
+        is_same_time: whether the output has the input's beginning and rate, which both count in.
+    """
+    kept = [chunk for chunk in chunks if chunk[:4] != b"LIST" or chunk[8:12] == b"adtl"]
+    if suffix.lower() == ".wav" and is_same_time:
+        return kept, []
+    names = {b"bext": "the BWF description (bext)", b"cue ": "the cue points"}
+    return [], [names[chunk[:4]] for chunk in kept if chunk[:4] in names]
 
 
 def _quantised(waveform: Waveform, subtype: str) -> NDArray[np.float32 | np.int32]:

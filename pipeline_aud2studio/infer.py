@@ -229,6 +229,8 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
         if len(missing) < len(jobs):
             say(f"notice: {len(jobs) - len(missing)} of {len(jobs)} recordings are restored already")
         jobs = missing
+    for job in jobs if is_folder else ():
+        job.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs(jobs, args)
     report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
     model = args.model or str(Path(__file__).parent / "weights")
@@ -247,8 +249,6 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     failures: list[str] = []
     for job in jobs:
         try:
-            if is_folder:
-                job.output.parent.mkdir(parents=True, exist_ok=True)
             done = restore_job(job, args, pipeline)
         except Exception as error:  # whatever it is, it is this file's, and the next has its own chance
             reason = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
@@ -297,6 +297,11 @@ def restore_opened(
     def told(text: str) -> None:
         say(f"notice: {job.inputs[number]} {text}")
 
+    is_same_time = not args.start and args.sample_rate in (None, reference.sample_rate) and not args.join
+    chunks, lost = files.carried(reference.chunks, job.output.suffix, is_same_time)
+    lost += ["the cover"] if reference.has_cover else []
+    if lost:
+        told(f"has what the output will not have: {', '.join(lost)}")
     folder = job.output.absolute().parent
     with contextlib.ExitStack() as stack:
         # The model takes as long to load as ten minutes of music to read: one does not wait for the other.
@@ -312,6 +317,7 @@ def restore_opened(
             result.sample_rate,
             subtype,
             reference.tags,
+            chunks,
         )
         if args.plot is not None:
             from .plot import plot_spectrograms

@@ -46,6 +46,8 @@ class Take:
     tags: dict[str, str]
     subtype: str | None
     blocks: Callable[[], Iterator[Waveform]]
+    chunks: tuple[bytes, ...] = ()  # of WAV, see `AudioStream`
+    has_cover: bool = False
 
 
 def take_of_file(
@@ -70,7 +72,16 @@ def take_of_file(
         stream, frames = sound.stream, sound.frames
         if frames is not None and end_s is not None:
             frames = min(frames, round(end_s * sound.sample_rate))
-        return Take(stream.sample_rate, stream.channels, frames, stream.tags, stream.subtype, blocks)
+        return Take(
+            stream.sample_rate,
+            stream.channels,
+            frames,
+            stream.tags,
+            stream.subtype,
+            blocks,
+            stream.chunks,
+            stream.has_cover,
+        )
 
 
 def joined(parts: Sequence[Take], start_s: float | None, end_s: float | None) -> Take:

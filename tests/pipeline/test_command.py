@@ -1,5 +1,6 @@
 """The command as a process of its own: pipes, interruption, networks that are not there, folders, threads."""
 
+import io
 import json
 import os
 import signal
@@ -38,14 +39,12 @@ def test_standard_input_to_standard_output(toy_model: Path) -> None:
     words = ["--inputs", "-", "--save", "-", "--model", str(toy_model)]
     done = subprocess.run([*COMMAND, *words], input=encoded(music(2), "flac16"), env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr
-    import io
-
     waveform, rate = soundfile.read(io.BytesIO(done.stdout), always_2d=True)
     assert (waveform.shape, rate) == (music(2).T.shape, RATE)
     assert b"standard output.wav: 0.5 s in" in done.stderr and b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("after_s", [0.15, 1.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("after_s", [0.15, 1.0, 4.0])
 def test_ctrl_c_at_any_time_is_one_line_and_leaves_nothing(tmp_path: Path, after_s: float) -> None:
     block = np.tile(music(2), (1, 240))
     files.write(tmp_path / "i.wav", block, RATE)
@@ -133,9 +132,7 @@ def test_folders_are_walked_and_every_failure_is_told(
     assert lines[-2].startswith(f"aud2studio: failed: {source / '1987' / 'broken.mp3'} is not audio")
     assert lines[-1] == "aud2studio: error: 2 of 5 recordings could not be restored"
     found = sorted(str(path.relative_to(target)) for path in target.rglob("*.wav"))
-    assert found == ["1987/" + odd, "1987/night/b.wav", "z.wav"] or found == sorted(
-        ["1987/night/b.wav", "1987/" + odd, "z.wav"]
-    )
+    assert found == sorted(["1987/night/b.wav", "1987/" + odd, "z.wav"])
     assert len(json.loads((tmp_path / "report.json").read_text())) == 5
 
 

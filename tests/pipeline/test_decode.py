@@ -11,23 +11,14 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
-from hostile import encoded, music, wav
+from hostile import RATE, encoded, music, stereo, wav, with_av
 
 from pipeline_aud2studio import files
 from pipeline_aud2studio.audio import AudioNotice
 from pipeline_aud2studio.decode import AudioError, AudioStream
 from pipeline_aud2studio.recording import Recording
 
-RATE = 44100
 H = np.sqrt(0.5)
-
-
-def stereo(samples: int = RATE, seed: int = 0) -> np.ndarray:
-    """A sweep and noise (2, samples), of which every piece can be told."""
-    times = np.arange(samples) / RATE
-    sweep = 0.3 * scipy.signal.chirp(times, 100 * (seed + 1), times[-1], 5000)
-    noise = 0.02 * np.random.default_rng(seed).standard_normal((2, samples))
-    return np.stack([sweep, -0.5 * sweep] + noise).astype(np.float32)
 
 
 def decoded(path: Path, content: bytes, **options: object) -> tuple[np.ndarray, list[str], AudioStream]:
@@ -38,20 +29,6 @@ def decoded(path: Path, content: bytes, **options: object) -> tuple[np.ndarray, 
         while (piece := stream.read(7_000)).shape[1]:
             pieces.append(piece)
         return np.concatenate(pieces, axis=1), stream.notices, stream
-
-
-def with_av(waveform: np.ndarray, codec: str, container: str, layout: str = "stereo", rate: int = RATE) -> bytes:
-    """(channels, samples) as PyAV encodes it."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate, layout=layout)
-        resampler = av.AudioResampler(stream.format, layout, rate, stream.codec_context.frame_size or 4096)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform), format="fltp", layout=layout)
-        frame.sample_rate, frame.pts = rate, 0
-        for part in (*resampler.resample(frame), *resampler.resample(None)):
-            out.mux(stream.encode(part))
-        out.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

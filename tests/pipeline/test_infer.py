@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -434,6 +435,21 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
         status, _, err = cli(*call)
     assert (status, err.splitlines()[-1].startswith("aud2studio: error: OSError: ")) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
+
+
+def test_bext_and_cue_points_are_carried_over_or_named(cli, tmp_path: Path) -> None:
+    bext = b"bext" + struct.pack("<I", 602) + b"Radio Nowhere".ljust(602, b"\0")
+    cue = b"cue " + struct.pack("<I", 28) + struct.pack("<III4sIII", 1, 1, 4410, b"data", 0, 0, 4410)
+    files.write_blocks(tmp_path / "i.wav", [recording()], 1, recording().shape[1], RATE, "PCM_16", {}, [bext, cue])
+    call = ["--inputs", tmp_path / "i.wav", "--reconstruction", "prediction", "--save"]
+    assert cli(*call, tmp_path / "o.wav")[::2] == (0, "")
+    content = (tmp_path / "o.wav").read_bytes()
+    assert bext in content and cue in content and struct.unpack("<I", content[4:8])[0] == len(content) - 8
+    np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform.shape, recording().shape)
+    for name, extra in (("o.flac", []), ("late.wav", ["--start", 0.1])):
+        status, _, err = cli(*call, tmp_path / name, *extra)
+        assert status == 0
+        assert "will not have: the BWF description (bext), the cue points" in err
 
 
 def test_a_bar_is_drawn_on_a_terminal_only_and_a_log_gets_lines(cli, tmp_path: Path, monkeypatch) -> None:
