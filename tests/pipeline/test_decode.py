@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import broken_files
 import numpy as np
 import pytest
 import scipy.signal
@@ -354,3 +355,7 @@ def test_what_is_wrong_is_said_once_after_the_last_block(tmp_path: Path) -> None
     with pytest.warns(AudioNotice, match=r"a\.wav ends at 0\.28 s: its header promised 1\.00 s, 0\.72 s more") as said:
         files.read(tmp_path / "a.wav")
     assert len(said) == 1
+
+
+def test_the_page_about_broken_files_is_made_from_these_names() -> None:
+    assert (broken_files.ROOT / "docs" / "broken-files.md").read_text(encoding="utf-8") == broken_files.table()
