@@ -24,11 +24,18 @@ NORMAL_RMS_DB = -23.0
 # Of mere applause next to nothing is left; lifting that to the applause's loudness would lift only dirt.
 MAX_LOUDNESS_GAIN_DB = 20.0
 PEAK_CEILING_DB = -0.1
+TRUE_PEAK_CEILING_DB = -1.0  # dBTP, as streaming services want it
+GATE_LUFS, PROGRAMME_LUFS = -70.0, -23.0  # BS.1770's absolute gate, and the level that broadcasters have (EBU R 128)
+_OVERSAMPLING, _TRUE_PEAK_HALF = 4, 24  # BS.1770's factor, and samples on either side that its filter sees
 SILENCE_RMS_DB = -120.0  # below it there is nothing to restore
 _BLOCK_FRAMES = 1 << 18
 
 
-class LoudnessWarning(UserWarning):
+class AudioNotice(UserWarning):
+    """What the user should know of a recording, in a sentence."""
+
+
+class LoudnessWarning(AudioNotice):
     """The loudness could not be kept, and why."""
 
 
@@ -155,8 +162,21 @@ class LoudnessMeter:
         Where its gate has nothing to measure, in signals shorter than a block of 0.4 s or below -70 LUFS throughout,
         the level without weighting and gate stands in for it.
         """
-        power = _gated_power(self._block_powers())
-        if power is None:  # the powers of the channels add up in BS.1770
+        return self._lufs(10 ** ((GATE_LUFS + 0.691) / 10))
+
+    @property
+    def level_lufs(self) -> float:
+        """Loudness in LUFS to match levels by: its absolute gate moves with the signal.
+
+        Twice the signal is 6.02 LU more, however quiet it is. The gate lies as far below the mean as the standard's
+        -70 LUFS below programme at -23 LUFS.
+        """
+        powers = self._block_powers()
+        return self._lufs(float(powers.mean()) * 10 ** ((GATE_LUFS - PROGRAMME_LUFS) / 10) if powers.size else 0.0)
+
+    def _lufs(self, floor: float) -> float:
+        power = _gated_power(self._block_powers(), floor)
+        if not power:  # the powers of the channels add up in BS.1770
             return self.rms_db + 10 * math.log10(self._num_channels) - 0.691
         return 10 * math.log10(power) - 0.691
 
@@ -169,47 +189,54 @@ class LoudnessMeter:
         return (steps[:-3] + steps[1:-2] + steps[2:-1] + steps[3:]) / (0.4 * self._sample_rate)
 
 
-def _gated_power(powers: NDArray[np.float64]) -> float | None:
-    """Mean power of the blocks above -70 LUFS and not more than 10 LU below their mean; None if there are none."""
-    powers = powers[powers >= 10 ** ((-70 + 0.691) / 10)]
+def _gated_power(powers: NDArray[np.float64], floor: float) -> float | None:
+    """Mean power of the blocks above a floor and not more than 10 LU below their mean; None if there are none."""
+    powers = powers[(powers >= floor) & (powers > 0)]
     if not powers.size:
         return None
     return float(powers[powers > 0.1 * powers.mean()].mean())
 
 
-def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int) -> Waveform:
-    """`restored` at the loudness of `reference`, both `(channels, samples)`, lowered where it would clip.
+def match_loudness(restored: Waveform, reference: Waveform, sample_rate: int, network_gain: float = 1.0) -> Waveform:
+    """Bring `restored` to the loudness of `reference`, both `(channels, samples)`; peaks may go above full scale.
 
-    Warns with `LoudnessWarning` where the loudness is not kept, see `loudness_gain` and `peak_gain`.
+    Args:
+        network_gain: factor by which the reference was multiplied before it was restored, see `loudness_gain`.
+
+    Warns with `LoudnessWarning` where the loudness is not kept, see `loudness_gain`.
     """
-    gain = loudness_gain(loudness_lufs(restored, sample_rate), loudness_lufs(reference, sample_rate))
-    return guard_peak(restored * np.float32(gain))
+    levels = []
+    for waveform in (restored, reference):
+        meter = LoudnessMeter(len(waveform), sample_rate)
+        for first in range(0, waveform.shape[1], _BLOCK_FRAMES):
+            meter.push(waveform[:, first : first + _BLOCK_FRAMES])
+        levels.append(meter.level_lufs)
+    gain = loudness_gain(levels[0], levels[1], network_gain)
+    return (restored * np.float32(gain)).astype(np.float32, copy=False)
 
 
-def loudness_gain(restored_lufs: float, reference_lufs: float) -> float:
+def loudness_gain(restored_lufs: float, reference_lufs: float, network_gain: float = 1.0) -> float:
     """Factor that brings a restored signal to the reference's loudness; 1 where either is silent.
 
     Warns where next to nothing is left of the recording and would have to be lifted by more than
     `MAX_LOUDNESS_GAIN_DB`.
+
+    Args:
+        network_gain: factor by which the reference was multiplied before it was restored. What is left of it is told
+            by comparing at that level: a loud master was attenuated for the network, and to undo that is no lift.
     """
     if not math.isfinite(restored_lufs) or not math.isfinite(reference_lufs):
         return 1.0
-    gain_db = reference_lufs - restored_lufs
-    if gain_db > MAX_LOUDNESS_GAIN_DB:
+    gain_db, network_db = reference_lufs - restored_lufs, 20 * math.log10(network_gain)
+    if gain_db + network_db > MAX_LOUDNESS_GAIN_DB:
         warnings.warn(
-            f"the restored signal is {gain_db:.1f} dB quieter than the recording; it is raised by"
+            f"the restored signal is {gain_db + network_db:.1f} dB quieter than the recording; it is raised by"
             f" {MAX_LOUDNESS_GAIN_DB:g} dB only",
             LoudnessWarning,
             stacklevel=3,
         )
-        gain_db = MAX_LOUDNESS_GAIN_DB
+        gain_db = MAX_LOUDNESS_GAIN_DB - network_db
     return float(10 ** (gain_db / 20))
-
-
-def guard_peak(waveform: Waveform) -> Waveform:
-    """The waveform, with a `LoudnessWarning` lowered to `PEAK_CEILING_DB` where it would clip."""
-    gain = peak_gain(float(np.abs(waveform).max(initial=0.0)))
-    return waveform if gain == 1 else waveform * np.float32(gain)
 
 
 def peak_gain(peak: float) -> float:
@@ -258,13 +285,11 @@ def limiter(
     lookahead_s: float = 0.005,
     release_db_per_s: float = 60.0,
 ) -> Waveform:
-    """Look-ahead peak limiter, both channels by the same gain; no sample of the result is above the ceiling.
+    """Look-ahead true-peak limiter, all channels by the same gain; no sample of the result is above the ceiling.
 
     The reduction needed (in dB) is held for the look-ahead on both sides, released along a straight line, and smoothed
     over the look-ahead: every value that the smoothing averages covers the peak, so the average does, too.
     """
-    if np.abs(waveform).max(initial=0.0) <= 10 ** (ceiling_db / 20):
-        return waveform
     return np.concatenate([*limited([waveform], sample_rate, ceiling_db, lookahead_s, release_db_per_s)], axis=1)
 
 
@@ -274,31 +299,53 @@ def limited(
     ceiling_db: float = -1.0,
     lookahead_s: float = 0.005,
     release_db_per_s: float = 60.0,
+    reductions: list[float] | None = None,
 ) -> Iterator[Waveform]:
-    """`limiter` for a signal that comes in blocks."""
+    """`limiter` for a signal that comes in blocks.
+
+    Args:
+        reductions: is given by how many dB each block is lowered at most.
+    """
     ceiling = 10 ** (ceiling_db / 20)
     half = max(1, round(lookahead_s * sample_rate))
     window = np.hanning(2 * half + 3)[1:-1] / np.hanning(2 * half + 3)[1:-1].sum()
     waiting: list[Waveform] = []  # for their reduction, which looks ahead
 
-    def needed_db() -> Iterator[Waveform]:
+    def kept() -> Iterator[Waveform]:
         for block in blocks:
             waiting.append(block)
-            yield 20 * np.log10(np.maximum(np.abs(block).max(axis=0, keepdims=True), ceiling) / ceiling)
+            yield block
 
-    def held(levels_db: Waveform) -> Waveform:
-        return ndimage.maximum_filter1d(levels_db, 2 * half + 1, axis=1, mode="nearest")
+    def levels_db(block: Waveform) -> Waveform:
+        levels = true_peaks(block) if np.abs(block).max() > ceiling / 2 else np.abs(block)
+        return 20 * np.log10(np.maximum(levels.max(axis=0, keepdims=True), ceiling) / ceiling)
 
-    def smoothed(levels_db: Waveform) -> Waveform:
-        return ndimage.convolve1d(levels_db, window, axis=1, mode="nearest")
+    def held(needed: Waveform) -> Waveform:
+        return ndimage.maximum_filter1d(needed, 2 * half + 1, axis=1, mode="nearest")
 
-    released_db = _released(_in_context(needed_db(), half, held, "edge"), release_db_per_s / sample_rate)
+    def smoothed(released: Waveform) -> Waveform:
+        return ndimage.convolve1d(released, window, axis=1, mode="nearest")
+
+    needed_db = _in_context(kept(), _TRUE_PEAK_HALF, levels_db, "edge")
+    released_db = _released(_in_context(needed_db, half, held, "edge"), release_db_per_s / sample_rate)
     for reduction_db in _in_context(released_db, half, smoothed, "edge"):
         length = reduction_db.shape[1]
         joined = np.concatenate(waiting, axis=1)
         waiting[:] = [joined[:, length:]]
+        if reductions is not None:
+            reductions.append(float(reduction_db.max()))
+        if not reduction_db.any():
+            yield joined[:, :length]
+            continue
         reduced = joined[:, :length] * (10 ** (-reduction_db / 20)).astype(np.float32)
         yield np.clip(reduced, -ceiling, ceiling)  # float32 rounding only
+
+
+def true_peaks(waveform: Waveform) -> Waveform:
+    """Peaks (channels, samples) of the continuous signal about every sample, four times oversampled (BS.1770)."""
+    fine = signal.resample_poly(waveform, _OVERSAMPLING, 1, axis=1)
+    peaks = np.abs(fine).reshape(len(waveform), -1, _OVERSAMPLING).max(axis=2)
+    return np.maximum(peaks, np.abs(waveform))
 
 
 def _released(blocks: Iterable[Waveform], step_db: float) -> Iterator[Waveform]:

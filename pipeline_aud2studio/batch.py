@@ -4,12 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_path
+from .files import SUBTYPES_WRITTEN, SUFFIXES_READ, atomic_path
+
+
+@dataclass(frozen=True)
+class Job:
+    """Takes of one performance, the first of which is restored, and the file that the result goes to."""
+
+    inputs: tuple[Path, ...]
+    output: Path
+
+
+def plan_jobs(inputs: Sequence[Path], save: Path) -> list[Job]:
+    """List what to restore, and to where; of a folder with all that is below it.
+
+    Raises:
+        ValueError: a folder among several inputs, a folder without audio, or names that would collide.
+    """
+    folders = [path for path in inputs if path.is_dir()]
+    if not folders:
+        return [Job(tuple(inputs), save)]
+    if len(inputs) > 1:
+        raise ValueError(f"--inputs takes one folder or several files, not {folders[0]} among others")
+    folder = folders[0]
+    found = [*_audio_files(folder, save)]
+    if not found:
+        raise ValueError(f"{folder} holds no audio files")
+    if not save.is_dir():
+        raise ValueError(f"{save} is not a folder: for a folder of recordings, --save names an existing one")
+    jobs = []
+    taken: dict[Path, Path] = {}
+    for path in found:
+        suffix = path.suffix.lower() if path.suffix.lower() in SUBTYPES_WRITTEN else ".flac"
+        output = save / path.relative_to(folder).parent / f"{path.stem}{suffix}"
+        if output in taken:
+            raise ValueError(f"{taken[output]} and {path} would both be written to {output}: rename one of them")
+        taken[output] = path
+        jobs.append(Job((path,), output))
+    return jobs
+
+
+def _audio_files(folder: Path, save: Path) -> Iterator[Path]:
+    """Audio files in a folder and all below it, in order, without what is hidden and what was restored before."""
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        is_output = save.is_dir() and save.resolve() != folder.resolve()
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not (is_output and (here / name).resolve() == save.resolve())
+        )
+        for name in sorted(names):
+            path = here / name
+            if path.is_file() and path.suffix.lower() in SUFFIXES_READ and not name.startswith("."):
+                yield path
 
 
 def place() -> tuple[int, int]:

@@ -10,8 +10,9 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from .audio import Waveform
+from .command import UNFINISHED
+from .decode import BLOCK_FRAMES, MAX_CHANNELS, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, TAGS, AudioError, AudioStream
 
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000
-MAX_CHANNELS = 2
-_H = math.sqrt(0.5)
-# To stereo after ITU-R BS.775, by the number of channels in the order of WAV and FLAC; the subwoofer's is left out.
-DOWNMIX = {
-    3: ((1, 0, _H), (0, 1, _H)),  # left, right, centre
-    4: ((1, 0, _H, 0), (0, 1, 0, _H)),  # left, right, surrounds
-    5: ((1, 0, _H, _H, 0), (0, 1, _H, 0, _H)),
-    6: ((1, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H)),  # the fourth is the subwoofer
-    8: ((1, 0, _H, 0, _H, 0, _H, 0), (0, 1, _H, 0, 0, _H, 0, _H)),
-}
+__all__ = ["MAX_CHANNELS", "MAX_SAMPLE_RATE", "MIN_SAMPLE_RATE", "TAGS", "AudioError", "AudioStream"]  # used as ours
 
 # What a folder given as input is searched for. Other files are still tried when they are named one by one.
 SUFFIXES_READ = frozenset(
@@ -41,14 +34,6 @@ BYTES_PER_SAMPLE = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
 MAX_NAME_BYTES = 255  # of a file, on all common file systems
 MAX_WAV_BYTES = 2**32 - 2**16  # a header counts 32 bits of them, and tags want some room
 SUBTYPES_WRITTEN = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
-
-TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
-_FFMPEG_TAGS = {"tracknumber": "track"}
-_BLOCK_FRAMES = 1 << 16
-
-
-class AudioError(ValueError):
-    """A file or a signal that cannot be worked on; the message says what is wrong with it, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -74,187 +59,90 @@ class Audio:
 
 @dataclass(frozen=True)
 class Sound:
-    """A file while it is open.
+    """A file, or a part of it, while it is open.
 
     Attributes:
-        blocks: its samples, blocks `(channels, samples)` of float32, once.
-        frames: samples of the whole file as its header has it; None where only decoding tells.
-        tags, subtype: see `Audio`.
+        stream: the whole file, see `AudioStream`.
+        blocks: the samples of the part, blocks `(channels, samples)` of float32, once.
     """
 
-    sample_rate: int
-    num_channels: int
-    frames: int | None
-    tags: dict[str, str]
-    subtype: str | None
+    stream: AudioStream
     blocks: Iterator[Waveform]
+
+    @property
+    def sample_rate(self) -> int:
+        return self.stream.sample_rate
+
+    @property
+    def frames(self) -> int | None:
+        return self.stream.frames
 
 
 @contextlib.contextmanager
 def opened(
-    path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, downmix: bool = False
+    path: str | os.PathLike[str],
+    start_s: float | None = None,
+    end_s: float | None = None,
+    downmix: bool = False,
+    track: int | None = None,
+    strict: bool = False,
 ) -> Iterator[Sound]:
-    """A file, or the part of it between two times, to be decoded block by block.
-
-    libsndfile decodes WAV, FLAC, OGG, MP3 and its like, PyAV the rest (M4A, MP4, MOV, ...). Both drop the silence that
-    lossy encoders put before and after the music, as far as the file says how long it is.
+    """Open a file, or the part of it between two times, to be decoded block by block.
 
     Args:
         start_s, end_s: The part that is wanted, in s; from the beginning and to the end by default.
-        downmix: Whether surround sound is mixed down to stereo instead of refused.
+        downmix, track, strict: See `AudioStream`.
 
     Raises:
-        AudioError: the file is missing, not audio, empty, of another kind than this project restores (more than two
-            channels, a rate outside 8 to 192 kHz), or, while it is decoded, holds NaN or infinite samples or ends
-            before the start.
+        AudioError: see `AudioStream`; while it is decoded, also that it is empty or ends before the start.
     """
-    path = Path(path)
     start_s = 0.0 if start_s is None else start_s
     if not start_s >= 0 or (end_s is not None and not end_s > start_s):
         raise AudioError(
             f"the excerpt has to start at 0 s or later and end after its start, not {start_s} to {end_s} s"
         )
-    if not path.exists():
-        raise AudioError(f"{path} does not exist")
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder, not an audio file")
-    if not path.is_file():  # opening a pipe would wait for its other end
-        raise AudioError(f"{path} is not a file but a pipe or a device")
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(path.open("rb", buffering=0))
-            if not file.read(1):
-                raise AudioError(f"{path} is empty (0 bytes)")
-            file.seek(0)
-            try:
-                # By its descriptor, so that libsndfile goes by the content, not by the name.
-                sound = stack.enter_context(soundfile.SoundFile(file.fileno(), closefd=False))
-                found = _of_soundfile(path, sound, start_s, end_s, downmix)
-            except soundfile.LibsndfileError:
-                found = _of_av(path, stack, start_s, end_s, downmix)
-        except OSError as error:
-            raise AudioError(f"{path} cannot be read: {error.strerror}") from None
-        yield replace(found, blocks=_usable(path, found, start_s))
+    with AudioStream(path, downmix, track, strict) as stream:
+        yield Sound(stream, _excerpt(stream, start_s, end_s))
 
 
-def _usable(path: Path, sound: Sound, start_s: float) -> Iterator[Waveform]:
-    """The blocks, mixed down; an error for a file without any, or with samples that are no numbers."""
-    position = 0
-    try:
-        for block in sound.blocks:
-            if len(block) > MAX_CHANNELS:
-                block = np.array(DOWNMIX[len(block)], np.float32) @ block
-            finite = np.isfinite(block)
-            if not finite.all():
-                at_s = start_s + (position + int(np.argmin(finite.all(axis=0)))) / sound.sample_rate
-                raise AudioError(f"{path} holds NaN or infinite samples (the first at {at_s:.3f} s): export it again")
-            position += block.shape[1]
-            if block.shape[1]:
-                yield block
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise AudioError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not position:
-        reason = "holds no audio" if start_s == 0 else f"ends before the start that was asked for ({start_s:g} s)"
-        raise AudioError(f"{path} {reason}")
+def _excerpt(stream: AudioStream, start_s: float, end_s: float | None) -> Iterator[Waveform]:
+    start, stop = excerpt_bounds(start_s, end_s, stream.sample_rate, math.inf)
+    if start:
+        stream.seek(start)
+    position = start
+    for block in stream.blocks():
+        yield block[:, : int(min(stop - position, block.shape[1]))]
+        position += block.shape[1]
+        if position >= stop:
+            return
+    if position == start:
+        reason = "holds no audio" if start == 0 else f"ends before the start that was asked for ({start_s:g} s)"
+        raise AudioError(f"{stream.path} {reason}")
 
 
 def read(
-    path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, downmix: bool = False
+    path: str | os.PathLike[str],
+    start_s: float | None = None,
+    end_s: float | None = None,
+    downmix: bool = False,
+    track: int | None = None,
+    strict: bool = False,
 ) -> Audio:
     """Decode a file, or the part of it between two times, into memory.
 
     Raises:
         AudioError: see `opened`.
     """
-    with opened(path, start_s, end_s, downmix) as sound:
-        return Audio(np.concatenate([*sound.blocks], axis=1), sound.sample_rate, sound.tags, sound.subtype)
-
-
-def _check_format(path: Path, sample_rate: int, channels: int, downmix: bool) -> None:
-    if channels > MAX_CHANNELS and channels not in DOWNMIX:
-        raise AudioError(f"{path} has {channels} channels: only 1, 2, {', '.join(map(str, DOWNMIX))} can be used")
-    if channels > MAX_CHANNELS and not downmix:
-        raise AudioError(f"{path} has {channels} channels: pass --downmix to mix them down to stereo")
-    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
-        raise AudioError(
-            f"{path} has a sampling rate of {sample_rate} Hz: what can be restored is {MIN_SAMPLE_RATE} to"
-            f" {MAX_SAMPLE_RATE} Hz"
-        )
+    with opened(path, start_s, end_s, downmix, track, strict) as sound:
+        stream = sound.stream
+        waveform = np.concatenate([*sound.blocks], axis=1)
+        return Audio(waveform, stream.sample_rate, stream.tags, stream.subtype)
 
 
 def excerpt_bounds(start_s: float, end_s: float | None, sample_rate: int, length: float) -> tuple[int, int | float]:
     """First sample, and the one after the last; `length` may be infinite where it is not known yet."""
     stop = length if end_s is None else min(length, round(end_s * sample_rate))
     return round(start_s * sample_rate), stop
-
-
-def _of_soundfile(path: Path, file: soundfile.SoundFile, start_s: float, end_s: float | None, downmix: bool) -> Sound:
-    _check_format(path, file.samplerate, file.channels, downmix)
-    start, stop = excerpt_bounds(start_s, end_s, file.samplerate, file.frames)
-
-    def blocks() -> Iterator[Waveform]:
-        if start < stop:
-            file.seek(start)
-            # A truncated file holds less than its header says.
-            for block in file.blocks(_BLOCK_FRAMES, frames=int(stop) - start, dtype="float32", always_2d=True):
-                yield block.T
-
-    tags = {name: text for name, text in file.copy_metadata().items() if name in TAGS and text}
-    channels = min(file.channels, MAX_CHANNELS)
-    return Sound(file.samplerate, channels, file.frames, tags, file.subtype, blocks())
-
-
-def _of_av(path: Path, stack: contextlib.ExitStack, start_s: float, end_s: float | None, downmix: bool) -> Sound:
-    """Decodes from the beginning, so that an excerpt is exact to the sample whatever the codec's memory."""
-    import av  # here, because it takes a quarter of a second that WAV and FLAC need not wait for
-
-    try:
-        container = stack.enter_context(av.open(os.fspath(path)))
-        if not container.streams.audio:
-            raise AudioError(f"{path} has no sound in it")
-        stream = container.streams.audio[0]
-        # A stream of no known codec has neither.
-        rate, channels = getattr(stream, "sample_rate", 0), getattr(stream, "channels", 0)
-        if not rate or not channels:
-            raise AudioError(f"{path} is not audio that can be decoded (no sampling rate or channels)")
-        _check_format(path, rate, channels, downmix)
-        # The last packet is padded to a whole frame. MP4 and MOV know where the music ends; others only guess.
-        exact = container.format.name.startswith("mov") and stream.duration is not None
-        total = round(stream.duration * stream.time_base * rate) if exact else math.inf
-        start, stop = excerpt_bounds(start_s, end_s, rate, total)
-        planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        tags = _av_tags({**container.metadata, **stream.metadata})
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
-
-    def blocks() -> Iterator[Waveform]:
-        position, waiting, length = 0, [], 0
-        try:
-            for frame in container.decode(stream):
-                for part in planar.resample(frame):
-                    end = position + part.samples
-                    if end > start and position < stop:
-                        cut = slice(max(0, start - position), int(min(stop - position, part.samples)))
-                        waiting.append(part.to_ndarray()[:, cut].astype(np.float32, copy=False))
-                        length += waiting[-1].shape[1]
-                    position = end
-                if length >= _BLOCK_FRAMES:
-                    yield np.concatenate(waiting, axis=1)
-                    waiting, length = [], 0
-                if position >= stop:
-                    break
-        except (av.FFmpegError, OSError) as error:
-            raise AudioError(f"{path} is not audio that can be decoded ({error.strerror})") from None
-        if waiting:
-            yield np.concatenate(waiting, axis=1)
-
-    return Sound(rate, min(channels, MAX_CHANNELS), int(total) if exact else None, tags, None, blocks())
-
-
-def _av_tags(metadata: Mapping[str, str]) -> dict[str, str]:
-    known = {name.lower(): text for name, text in metadata.items() if text}
-    named = {tag: known.get(_FFMPEG_TAGS.get(tag, tag)) for tag in TAGS}
-    return {tag: text for tag, text in named.items() if text is not None}
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False, num_bytes: int = 0) -> None:
@@ -304,12 +192,14 @@ def name_beside(path: Path, suffix: str, prefix: str = "") -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place if the block leaves a file there and raises nothing."""
     temporary = name_beside(path, f".{os.getpid()}.part", ".")
+    UNFINISHED.add(os.fsencode(temporary.absolute()))
     try:
         yield temporary
         if temporary.exists():
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        UNFINISHED.discard(os.fsencode(temporary.absolute()))
 
 
 def output_subtype(suffix: str, subtype: str | None) -> str:
@@ -331,7 +221,7 @@ def write(
     tags: Mapping[str, str] | None = None,
 ) -> None:
     """Write `(channels, samples)` as WAV or FLAC; see `write_blocks`."""
-    blocks = (waveform[:, first : first + _BLOCK_FRAMES] for first in range(0, waveform.shape[1], _BLOCK_FRAMES))
+    blocks = (waveform[:, first : first + BLOCK_FRAMES] for first in range(0, waveform.shape[1], BLOCK_FRAMES))
     write_blocks(path, blocks, len(waveform), waveform.shape[1], sample_rate, subtype, tags)
 
 
@@ -343,6 +233,7 @@ def write_blocks(
     sample_rate: int,
     subtype: str = "PCM_24",
     tags: Mapping[str, str] | None = None,
+    chunks: Sequence[bytes] = (),
 ) -> None:
     """Write WAV or FLAC, whichever the name ends in; an existing file is replaced once the new one is complete.
 
@@ -356,6 +247,7 @@ def write_blocks(
         sample_rate: in Hz.
         subtype: "PCM_16", "PCM_24" or, in WAV, "FLOAT".
         tags: any of `TAGS`; what the format has no place for is left out.
+        chunks: of WAV, whole, that come after the samples; not in RF64 and FLAC.
 
     Raises:
         AudioError: another format or sample format is asked for.
@@ -372,14 +264,43 @@ def write_blocks(
         container = "RF64"
     with atomic_path(path) as temporary:
         try:
-            with soundfile.SoundFile(temporary, "w", sample_rate, num_channels, subtype, format=container) as file:
-                for name, text in (tags or {}).items():
-                    if name in TAGS:
-                        setattr(file, name, text)
+            with soundfile.SoundFile(
+                os.fsencode(temporary), "w", sample_rate, num_channels, subtype, format=container
+            ) as file:
+                for tag, text in (tags or {}).items():
+                    if tag in TAGS:
+                        setattr(file, tag, text)
                 for block in blocks:
                     file.write(_quantised(block, subtype).T)
+            if chunks and container == "WAV":
+                _append(temporary, chunks)
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path} could not be written: {error.error_string}") from None
+
+
+def _append(path: Path, chunks: Sequence[bytes]) -> None:
+    """Add chunks to the end of a WAV file."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b"\0" * (size % 2) + b"".join(chunks))
+        size = file.tell()
+        file.seek(4)
+        file.write(struct.pack("<I", size - 8))
+
+
+def carried(chunks: Sequence[bytes], suffix: str, is_same_time: bool) -> tuple[list[bytes], list[str]]:
+    """Which chunks of a WAV file (`bext`, cue points and their names) an output can have, and what is left out.
+
+    Args:
+        chunks: see `AudioStream`.
+        suffix: of the output.
+        is_same_time: whether the output has the input's beginning and rate, which both count in.
+    """
+    kept = [chunk for chunk in chunks if chunk[:4] != b"LIST" or chunk[8:12] == b"adtl"]
+    if suffix.lower() == ".wav" and is_same_time:
+        return kept, []
+    names = {b"bext": "the BWF description (bext)", b"cue ": "the cue points"}
+    return [], [names[chunk[:4]] for chunk in kept if chunk[:4] in names]
 
 
 def _quantised(waveform: Waveform, subtype: str) -> NDArray[np.float32 | np.int32]:

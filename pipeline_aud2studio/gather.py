@@ -68,7 +68,10 @@ def gather(
             # The rate is the reference's, as with files.
             result = align(recordings, None, reference, force, progress=True)
         except ValueError as error:
-            raise AudioError(str(error)) from None
+            hint = ""
+            if "fewer than two" in str(error):
+                hint = "; they seem to be several recordings: restore each, or parts of one as one piece with --join"
+            raise AudioError(f"{error}{hint}") from None
         used = result.accepted[:max_takes]
         for index, alignment in enumerate(result.alignments):
             if not alignment.accepted:

@@ -1,7 +1,7 @@
 """The command line: `aud2studio --inputs audience.wav --save restored.wav`.
 
-Exit status: 0 when everything was restored, 1 when something failed on the way, 2 when the arguments or the input
-cannot be used. Errors are one line on the standard error stream.
+Exit status: 0 when everything was restored, 1 when something failed on the way or a file of a folder did, 2 when the
+arguments or the input cannot be used, 130 after Ctrl-C. Errors are one line on the standard error stream.
 """
 
 from __future__ import annotations
@@ -9,45 +9,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import re
+import shutil
 import sys
-import textwrap
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from . import batch, files
-from .audio import LoudnessWarning
-from .restore_file import Settings, Take, excerpt, take_of_file
+from .audio import AudioNotice
+from .batch import Job, plan_jobs
+from .loading import SCHEDULERS, check_model, load_onnx, load_pipeline
+from .restore_file import Settings, Take, excerpt, joined, take_of_file
 from .restore_file import restore as restore_takes
+from .words import PROGRAM, fail, one_line, say, shown
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
 
-PROGRAM = "aud2studio"
-# By their names in diffusers. They share one configuration: the checkpoint's.
-SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 MODEL_RATE = 44100  # Hz, of the shipped checkpoint, to estimate the disk space by
 MAX_TAKES = 4  # recordings of one performance that the shipped model stacks
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Takes of one performance, the first of which is restored, and the file that the result goes to."""
-
-    inputs: tuple[Path, ...]
-    output: Path
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,19 @@ class Restored:
     output: Path
     audio_s: float
     seconds: float
+
+
+class FolderError(Exception):
+    """Files of a folder that could not be restored, and why.
+
+    Args:
+        failures: a sentence each.
+        num_files: of the whole folder.
+    """
+
+    def __init__(self, failures: Sequence[str], num_files: int) -> None:
+        super().__init__(f"{len(failures)} of {num_files} recordings could not be restored")
+        self.failures = failures
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,10 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="PATH",
-        help="a recording; or several recordings of one performance, which are aligned and restored together; or a"
-        " folder, each audio file of which is restored",
+        help="a recording (- for standard input); or several recordings of one performance, which are aligned and"
+        " restored together; or a folder, each audio file of which is restored, those of its folders, too",
     )
-    add("--save", required=True, type=Path, metavar="PATH", help="the .wav or .flac to write; a folder for a folder")
+    add(
+        "--save",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the .wav or .flac to write (- for standard output, WAV); a folder for a folder",
+    )
     add("--overwrite", action="store_true", help="replace what exists already")
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
@@ -123,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_within(float, -24, 24),
         help="brighter (positive) or darker towards both ends of the spectrum",
     )
-    add("--limiter", action="store_true", help="limit peaks to -1 dBFS")
+    add("--limiter", action="store_true", help="limit peaks to -1 dBTP in 32-bit float, too")
     add(
         "--reference",
         type=_within(int, 1, 1000),
@@ -132,6 +137,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
     add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
+    add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
+    add("--track", type=_within(int, 1, 1000), metavar="N", help="audio track of a container, from 1")
+    add("--strict", action="store_true", help="refuse damaged files instead of restoring what is left of them")
     add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
     add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
     add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
@@ -168,6 +176,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--reference has to be the number of an input, 1 to {len(args.inputs)}, got {args.reference}"
             )
+    if args.join and (args.aligned or args.reference is not None or args.inputs[0].is_dir()):
+        raise ValueError(
+            "--join puts parts one after the other: it does not go with --aligned, --reference or a folder"
+        )
     if args.backend == "onnx":
         if args.model is None:
             raise ValueError(f"--backend onnx wants --model DIR: write it with `{PROGRAM} export-onnx --out DIR`")
@@ -179,39 +191,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--end has to be after --start, got {args.end:g} and {args.start or 0.0:g} s")
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot writes PNG: {args.plot} has to end in .png")
-
-
-def plan_jobs(inputs: Sequence[Path], save: Path) -> list[Job]:
-    """What to restore, and to where.
-
-    Raises:
-        ValueError: a folder among several inputs, a folder without audio, or names that would collide.
-    """
-    folders = [path for path in inputs if path.is_dir()]
-    if not folders:
-        return [Job(tuple(inputs), save)]
-    if len(inputs) > 1:
-        raise ValueError(f"--inputs takes one folder or several files, not {folders[0]} among others")
-    folder = folders[0]
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() in files.SUFFIXES_READ and not path.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"{folder} holds no audio files")
-    if not save.is_dir():
-        raise ValueError(f"{save} is not a folder: for a folder of recordings, --save names an existing one")
-    jobs = []
-    taken: dict[Path, Path] = {}
-    for path in found:
-        suffix = path.suffix.lower() if path.suffix.lower() in files.SUBTYPES_WRITTEN else ".flac"
-        output = save / f"{path.stem}{suffix}"
-        if output in taken:
-            raise ValueError(f"{taken[output]} and {path} would both be written to {output}: rename one of them")
-        taken[output] = path
-        jobs.append(Job((path,), output))
-    return jobs
 
 
 def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
@@ -228,102 +207,6 @@ def check_outputs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
             raise ValueError(f"{job.output} is an input: save the restored recording under another name")
         if args.bit_depth and SUBTYPES[args.bit_depth] not in files.SUBTYPES_WRITTEN[job.output.suffix.lower()]:
             raise ValueError(f"{job.output} cannot hold --bit-depth {args.bit_depth}: save a .wav file")
-
-
-def check_model(model: str, backend: str = "torch") -> None:
-    """Raises a ValueError for what is no model folder of this backend, nor the name of a Hub repository."""
-    folder = Path(model)
-    is_onnx = (folder / "unet" / "model.onnx").is_file()
-    if is_onnx and backend == "torch":
-        raise ValueError(f"{folder} holds ONNX files: pass --backend onnx with it")
-    if not is_onnx and backend == "onnx":
-        raise ValueError(f"{folder} holds no ONNX files: write them with `{PROGRAM} export-onnx --out DIR`")
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{folder} is not a model folder: it has no model_index.json")
-    elif folder.exists() or not REPOSITORY.fullmatch(model):
-        raise ValueError(f"{model} is neither a model folder nor a Hub repository such as organisation/name")
-
-
-def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) -> Aud2StudioPipeline:
-    """The pipeline, ready to run.
-
-    Raises:
-        ValueError: the device is not there, or the model cannot be loaded.
-    """
-    import diffusers
-    import torch
-    import transformers
-
-    from .pipeline import Aud2StudioPipeline
-    from .precision import preferred_dtype
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, present in available.items() if present)
-    elif not available[device.split(":")[0]]:
-        raise ValueError(f"--device {device} is not there: use {', '.join(n for n, p in available.items() if p)}")
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    try:
-        # A vocoder in half precision is audibly worse, or silently NaN.
-        chosen = preferred_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-        precision = {"vocoder": torch.float32, "default": chosen}
-        # transformers would draw weights that a file lacks at random; diffusers refuses such a file itself.
-        encoder, loading = transformers.ASTForAudioClassification.from_pretrained(
-            model,
-            subfolder="condition_encoder",
-            dtype=precision["default"],
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if loading["missing_keys"]:
-            raise ValueError(f"its condition_encoder lacks {sorted(loading['missing_keys'])[0]}")
-        pipeline = Aud2StudioPipeline.from_pretrained(
-            model, condition_encoder=encoder, dtype=precision, use_safetensors=True
-        )
-    except Exception as error:  # whatever a broken file or an unknown repository makes the libraries raise
-        raise ValueError(_reason(model, error)) from error
-    return _prepared(pipeline, scheduler).to(device)
-
-
-def load_onnx(model: Path, scheduler: str | None) -> Aud2StudioPipeline:
-    """The pipeline of a folder of ONNX files, ready to run.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
-    from .onnx_networks import load_onnx_pipeline
-
-    try:
-        pipeline = load_onnx_pipeline(model)
-    except Exception as error:  # as above
-        raise ValueError(_reason(model, error)) from error
-    return _prepared(pipeline, scheduler)
-
-
-def _prepared(pipeline: Aud2StudioPipeline, scheduler: str | None) -> Aud2StudioPipeline:
-    """With the scheduler of that name, and the command line's progress bar."""
-    import diffusers
-
-    if scheduler is not None:
-        pipeline.scheduler = swapped(pipeline.scheduler, getattr(diffusers, SCHEDULERS[scheduler]))
-    pipeline.set_progress_bar_config(desc="restoring", unit="chunk", leave=False)
-    return pipeline
-
-
-def swapped(scheduler: Any, scheduler_class: Any) -> Any:
-    """A scheduler of another class with the same configuration."""
-    # The default of the older ones would clip log-mels, which are not bounded by 1.
-    unclipped = {} if "Multistep" in scheduler_class.__name__ else {"clip_sample": False}
-    return scheduler_class.from_config(scheduler.config, **unclipped)
-
-
-def _reason(model: Path | str, error: Exception) -> str:
-    reason = textwrap.shorten(_one_line(error), 400, placeholder=" …")
-    return f"the model {model} cannot be loaded: {reason}"
 
 
 def restore(args: argparse.Namespace) -> Iterator[Restored]:
@@ -344,8 +227,10 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     if is_folder and not args.overwrite:
         missing = [job for job in jobs if not job.output.exists()]
         if len(missing) < len(jobs):
-            _say(f"notice: {len(jobs) - len(missing)} of {len(jobs)} recordings are restored already")
+            say(f"notice: {len(jobs) - len(missing)} of {len(jobs)} recordings are restored already")
         jobs = missing
+    for job in jobs if is_folder else ():
+        job.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs(jobs, args)
     report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
     model = args.model or str(Path(__file__).parent / "weights")
@@ -361,25 +246,26 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
             device = batch.device()
         return load_pipeline(model, device, args.dtype, args.scheduler)
 
-    failed = 0
+    failures: list[str] = []
     for job in jobs:
         try:
             done = restore_job(job, args, pipeline)
-        except files.AudioError as error:
+        except Exception as error:  # whatever it is, it is this file's, and the next has its own chance
+            reason = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
             if report is not None:
-                report.add(job.inputs, None, error=_one_line(error))
+                report.add(job.inputs, None, error=reason)
             if not is_folder:
                 raise
-            failed += 1
-            _say(f"error: {_one_line(error)}")
+            say(f"error: {reason}")
+            failures.append(reason if str(job.inputs[0]) in reason else f"{job.inputs[0]}: {reason}")
         else:
             if report is not None:
                 report.add(job.inputs, job.output, audio_s=done.audio_s, seconds=done.seconds)
             yield done
     if is_folder:
         batch.wait_for_others()
-    if failed:
-        raise ValueError(f"{failed} of {len(jobs)} recordings could not be restored")
+    if failures:
+        raise FolderError(failures, len(jobs))
 
 
 def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
@@ -398,17 +284,29 @@ def restore_opened(
     )
     files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype))
     settings = Settings(
-        args.steps, args.reconstruction, args.seed, args.dryness, args.sample_rate, args.tilt_db, args.limiter
+        args.steps,
+        args.reconstruction,
+        args.seed,
+        args.dryness,
+        args.sample_rate,
+        args.tilt_db,
+        args.limiter,
+        is_float=subtype == "FLOAT",
     )
 
-    def say(text: str) -> None:
-        _say(f"notice: {job.inputs[number]} {text}")
+    def told(text: str) -> None:
+        say(f"notice: {job.inputs[number]} {text}")
 
+    is_same_time = not args.start and args.sample_rate in (None, reference.sample_rate) and not args.join
+    chunks, lost = files.carried(reference.chunks, job.output.suffix, is_same_time)
+    lost += ["the cover"] if reference.has_cover else []
+    if lost:
+        told(f"has what the output will not have: {', '.join(lost)}")
     folder = job.output.absolute().parent
     with contextlib.ExitStack() as stack:
         # The model takes as long to load as ten minutes of music to read: one does not wait for the other.
         loading = stack.enter_context(ThreadPoolExecutor(1)).submit(pipeline)
-        done = stack.enter_context(restore_takes(takes, loading.result, settings, folder, say))
+        done = stack.enter_context(restore_takes(takes, loading.result, settings, folder, told))
         result = done.result
         blocks = result.blocks(done.gain)
         files.write_blocks(
@@ -419,6 +317,7 @@ def restore_opened(
             result.sample_rate,
             subtype,
             reference.tags,
+            chunks,
         )
         if args.plot is not None:
             from .plot import plot_spectrograms
@@ -437,16 +336,21 @@ def restore_opened(
 def open_takes(job: Job, args: argparse.Namespace) -> Iterator[tuple[int, list[Take]]]:
     """Which input is the reference, and the takes on its clock, the reference first; usable within the context."""
     paths = job.inputs
+    options = args.downmix, args.track, args.strict
+    if args.join:
+        parts = [take_of_file(path, None, None, *options) for path in paths]
+        yield 0, [joined(parts, args.start, args.end)]
+        return
     if len(paths) == 1 or args.aligned:
-        yield 0, [take_of_file(path, args.start, args.end, args.downmix) for path in paths]
+        yield 0, [take_of_file(path, args.start, args.end, *options) for path in paths]
         return
     from .gather import decoded_bytes, gather
 
     reference = None if args.reference is None else args.reference - 1
-    takes, names = [take_of_file(path, None, None, args.downmix) for path in paths], [path.name for path in paths]
+    takes, names = [take_of_file(path, None, None, *options) for path in paths], [path.name for path in paths]
     files.check_output(job.output, args.overwrite, decoded_bytes(takes))
     folder = job.output.absolute().parent
-    with gather(takes, names, MAX_TAKES, reference, args.force, lambda text: _say(f"notice: {text}"), folder) as found:
+    with gather(takes, names, MAX_TAKES, reference, args.force, lambda text: say(f"notice: {text}"), folder) as found:
         path = paths[found.reference]
         yield found.reference, [excerpt(take, path, args.start, args.end) for take in found.takes]
 
@@ -467,15 +371,47 @@ def notices() -> Iterator[None]:
     """Within the block, what the user should know of is said in a line each, and no other warning is shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", LoudnessWarning)
-        warnings.showwarning = lambda message, *_, **__: _say(f"notice: {message}")
+        warnings.simplefilter("always", AudioNotice)
+        warnings.showwarning = lambda message, *_, **__: say(f"notice: {message}")
         yield
 
 
+@contextlib.contextmanager
+def piped(args: argparse.Namespace) -> Iterator[None]:
+    """Within the block, standard input and output are temporary files, wherever the arguments name them as `-`."""
+    pipe, is_written = Path("-"), args.save == Path("-")
+    if pipe not in args.inputs and not is_written:
+        yield
+        return
+    if args.inputs.count(pipe) > 1:
+        raise ValueError("standard input can be one of the inputs only")
+    with tempfile.TemporaryDirectory(prefix=PROGRAM) as folder:
+        if pipe in args.inputs:
+            source = Path(folder) / "standard input"
+            with source.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            args.inputs = [source if path == pipe else path for path in args.inputs]
+        if is_written:
+            args.save = Path(folder) / "standard output.wav"
+        yield
+        if is_written and args.save.exists():
+            with args.save.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+
+
 def run(args: argparse.Namespace) -> None:
+    """Restore, and say in a line each where the results lie; beside a result that is printed itself nothing is."""
+    is_written = args.save == Path("-")
+    with piped(args):
+        _run(args, sys.stderr if is_written else sys.stdout)
+
+
+def _run(args: argparse.Namespace, lines: TextIO) -> None:
     for restored in restore(args):
         speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
-        print(f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}")
+        line = f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}"
+        print(shown(line), file=lines, flush=True)
 
 
 def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], object]]:
@@ -505,25 +441,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             work(args)
         except KeyboardInterrupt:
-            return _fail("interrupted", 130)
+            return fail("interrupted", 130)
         except ValueError as error:
-            return _fail(_one_line(error), 2)
+            return fail(one_line(error), 2)
+        except FolderError as error:
+            for failure in error.failures:
+                say(f"failed: {failure}")
+            return fail(one_line(error), 1)
         except Exception as error:
-            return _fail(f"{type(error).__name__}: {_one_line(error)}", 1)
+            return fail(f"{type(error).__name__}: {one_line(error)}", 1)
     return 0
-
-
-def _say(message: str) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
-
-
-def _fail(message: str, status: int) -> int:
-    _say(f"error: {message}")
-    return status
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

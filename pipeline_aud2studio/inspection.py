@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         AudioError: The file cannot be read.
         ValueError: The model cannot be loaded.
     """
-    from .infer import check_model, load_pipeline
+    from .loading import check_model, load_pipeline
 
     model = args.model or str(Path(__file__).parent / "weights")
     check_model(model)

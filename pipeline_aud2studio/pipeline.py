@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import math
@@ -330,7 +331,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
         restored = np.concatenate([*self._blocks(sources, reconstruction, batch_size, sampling)], axis=-1)
         waveform = resample(restored, own_rate, sampling_rate, length)
-        waveform = match_loudness(waveform, reference, sampling_rate)
+        waveform = match_loudness(waveform, reference, sampling_rate, level_gain(rms(reference)))
         if dryness < 1:
             waveform = match_loudness(dryness * waveform + (1 - dryness) * reference, reference, sampling_rate)
         return waveform
@@ -494,26 +495,27 @@ class Aud2StudioPipeline(DiffusionPipeline):
 
         # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
         starts = [PATCH * chunk.first for chunk in chunks]
-        self.scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
+        scheduler = copy.deepcopy(self.scheduler)  # it counts its steps: threads that share a pipeline need their own
+        scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
         noise = self._noise(starts, features, sampling, step=0)
-        latents = noise * self.scheduler.init_noise_sigma
+        latents = noise * scheduler.init_noise_sigma
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> Answer:
-            noisy = self.scheduler.scale_model_input(latents, timestep)
+            noisy = scheduler.scale_model_input(latents, timestep)
             image = self.image.assemble(noisy, features, dtype).contiguous(memory_format=torch.channels_last)
             return self.image.read(self.unet(image, timestep, **condition).sample, features)
 
         # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.
-        timesteps, gains = self.scheduler.timesteps, None
+        timesteps, gains = scheduler.timesteps, None
         skipped = sampling.num_inference_steps - int(sampling.num_inference_steps * sampling.strength)
         if skipped and reconstruction != "faithful":
             if reconstruction == "blend":
                 gains = predict(latents, timesteps[0])
-            begin = skipped * self.scheduler.order
+            begin = skipped * scheduler.order
             timesteps = timesteps[begin:]
-            if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(begin)
-            latents = self.scheduler.add_noise(torch.zeros_like(noise), noise, timesteps[:1].repeat(len(noise)))
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(begin)
+            latents = scheduler.add_noise(torch.zeros_like(noise), noise, timesteps[:1].repeat(len(noise)))
 
         # d. Denoise
         for step, timestep in enumerate(timesteps):
@@ -521,7 +523,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
             gains = answer if gains is None else gains
             if reconstruction != "faithful":
                 extra = self._step_noise(starts, features, sampling, step + 1)
-                latents = self.scheduler.step(answer.prediction, timestep, latents, **extra).prev_sample
+                latents = scheduler.step(answer.prediction, timestep, latents, **extra).prev_sample
             if sampling.callback is not None:
                 kwargs = {name: {"latents": latents}[name] for name in sampling.callback_inputs}
                 latents = sampling.callback(self, step, timestep, kwargs).pop("latents", latents)

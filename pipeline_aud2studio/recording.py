@@ -6,13 +6,14 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-import soundfile
+
+from .decode import AudioStream
+from .spool import Spool
 
 if TYPE_CHECKING:
     from .source import Source
@@ -44,11 +45,9 @@ class Recording:
         if isinstance(source, (str, os.PathLike)):
             self.path = Path(source)
             self.name = name or self.path.name
-            file = _open(self.path)
-            weakref.finalize(self, file.close)
-            self.sample_rate = float(file.samplerate)
-            self.num_channels, self.num_samples = file.channels, file.frames
-            self._read = partial(_read_file, file)
+            self._read, rate, self.num_channels, self.num_samples, close = _opened(self.path)
+            self.sample_rate = float(rate)
+            weakref.finalize(self, close)
         else:
             if sample_rate <= 0:
                 raise ValueError(f"{self.name}: an array needs its sample_rate in Hz, got {sample_rate}")
@@ -113,39 +112,27 @@ class Recording:
         return np.array([0.5, -0.5 if opposed else 0.5], dtype=np.float32)
 
 
-def _read_file(file: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
-    if file.tell() != start:
-        file.seek(start)
-    return file.read(stop - start, dtype="float32", always_2d=True).T
+def _opened(path: Path) -> tuple[Callable[[int, int], np.ndarray], int, int, int, Callable[[], object]]:
+    """Open a file for reading anywhere in it: how, rate, channels, samples, and how to close it.
 
-
-def _open(path: Path) -> soundfile.SoundFile:
-    """The file opened for reading anywhere in it; what libsndfile does not know (M4A, MP4, MOV) is decoded to a
-    temporary file first, 1.3 GB an hour in stereo.
+    What is compressed or damaged is decoded to a temporary file first, 1.3 GB an hour in stereo.
 
     Raises:
-        ValueError: the file is missing or not audio.
+        AudioError: see `AudioStream`.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
-    try:
-        return soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
-        pass
-    decoded = tempfile.TemporaryFile()
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.audio:
-                raise ValueError(f"{path} has no sound in it")
-            stream = container.streams.audio[0]
-            packed = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.sample_rate)
-            with soundfile.SoundFile(
-                decoded, "w", stream.sample_rate, stream.channels, "FLOAT", format="RF64"
-            ) as file:
-                for frame in container.decode(stream):
-                    for part in packed.resample(frame):
-                        file.write(part.to_ndarray().reshape(-1, stream.channels))
-    except av.FFmpegError as error:
-        raise ValueError(f"{path} is not audio that can be decoded ({error.strerror})") from None
-    decoded.seek(0)
-    return soundfile.SoundFile(decoded)
+    stream = AudioStream(path)
+    if stream.is_seekable and stream.frames is not None and not stream.notices:
+        position = 0
+
+        def read(start: int, stop: int) -> np.ndarray:
+            nonlocal position
+            if position != start:
+                stream.seek(start)
+            position = stop
+            return stream.read(stop - start)
+
+        return read, stream.sample_rate, stream.channels, stream.frames, stream.close
+    with stream:
+        spool = Spool(Path(tempfile.gettempdir()), stream.channels, stream.sample_rate, is_measured=False)
+        spool.extend(stream.blocks())
+        return spool.read, stream.sample_rate, stream.channels, spool.num_samples, spool.close

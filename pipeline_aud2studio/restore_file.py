@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,10 +19,17 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
+from .channels import mixed
 from .spool import Spool
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
+
+
+SAFE_PEAK = 0.6  # 4.4 dB below full scale: no samples of this height hide a true peak above -1 dBTP in music
+# Look-ahead in s and release in dB/s of the limiter's rounds: slow and unheard, then what a loud master was made with.
+LIMITER_ROUNDS = (*[(0.005, 60.0)] * 2, *[(0.001, 1500.0)] * 5)
+MAKEUP_TOLERANCE_LU = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,24 +46,68 @@ class Take:
     tags: dict[str, str]
     subtype: str | None
     blocks: Callable[[], Iterator[Waveform]]
+    chunks: tuple[bytes, ...] = ()  # of WAV, see `AudioStream`
+    has_cover: bool = False
 
 
-def take_of_file(path: Path, start_s: float | None, end_s: float | None, downmix: bool) -> Take:
-    """The part of a file between two times.
+def take_of_file(
+    path: Path,
+    start_s: float | None,
+    end_s: float | None,
+    downmix: bool,
+    track: int | None = None,
+    strict: bool = False,
+) -> Take:
+    """Open the part of a file between two times.
 
     Raises:
-        AudioError: see `files.read`; here for what its header tells, else while its blocks are read.
+        AudioError: see `files.opened`; here for what its header tells, else while its blocks are read.
     """
 
     def blocks() -> Iterator[Waveform]:
-        with files.opened(path, start_s, end_s, downmix) as sound:
+        with files.opened(path, start_s, end_s, downmix, track, strict) as sound:
             yield from sound.blocks
 
-    with files.opened(path, start_s, end_s, downmix) as sound:
-        frames = sound.frames
+    with files.opened(path, start_s, end_s, downmix, track, strict) as sound:
+        stream, frames = sound.stream, sound.frames
         if frames is not None and end_s is not None:
             frames = min(frames, round(end_s * sound.sample_rate))
-        return Take(sound.sample_rate, sound.num_channels, frames, sound.tags, sound.subtype, blocks)
+        return Take(
+            stream.sample_rate,
+            stream.channels,
+            frames,
+            stream.tags,
+            stream.subtype,
+            blocks,
+            stream.chunks,
+            stream.has_cover,
+        )
+
+
+def joined(parts: Sequence[Take], start_s: float | None, end_s: float | None) -> Take:
+    """Put consecutive parts of one recording together, in the form of the first, and cut out an excerpt.
+
+    Raises:
+        AudioError: while the blocks are read, see `files.opened`; or the whole ends before the start.
+    """
+    first = parts[0]
+
+    def blocks() -> Iterator[Waveform]:
+        start, stop = files.excerpt_bounds(start_s or 0.0, end_s, first.sample_rate, math.inf)
+        position = 0
+        for part in parts:
+            for block in audio.resampled(part.blocks(), part.sample_rate, first.sample_rate):
+                block = mixed(block, ("FL", "FR")[: len(block)], first.num_channels)
+                if (
+                    cut := block[:, max(start - position, 0) : int(max(min(stop - position, block.shape[1]), 0))]
+                ).size:
+                    yield cut
+                position += block.shape[1]
+        if position <= start:
+            raise files.AudioError(f"the parts end before the start that was asked for ({start_s:g} s)")
+
+    lengths = [round((part.frames or 0) * first.sample_rate / part.sample_rate) for part in parts]
+    return replace(first, frames=sum(lengths), blocks=blocks)
 
 
 def excerpt(take: Take, path: Path, start_s: float | None, end_s: float | None) -> Take:
@@ -92,6 +144,7 @@ class Settings:
     sample_rate: int | None = None
     tilt_db: float | None = None
     limit: bool = False
+    is_float: bool = False  # the output holds samples above full scale
 
 
 @dataclass(frozen=True)
@@ -170,18 +223,22 @@ def restore(
             say("is silent: it is returned as it is")
             result, gain = original, 1.0
         else:
+            from .takes import level_gain
+
             pipeline = load_pipeline()
             started = time.perf_counter()
             restored = spooled(_restored(pipeline, decoded, settings, folder, rate), rate)
-            gain = _matched(restored.meter, original.meter)
+            raised = level_gain(decoded[0].rms)
+            gain = audio.loudness_gain(restored.meter.level_lufs, original.meter.level_lufs, raised)
             result = restored
             if settings.dryness < 1:
                 result = spooled(_mixed(restored.blocks(gain), original.blocks(), settings.dryness), rate)
-                gain = _matched(result.meter, original.meter)
+                gain = audio.loudness_gain(result.meter.level_lufs, original.meter.level_lufs)
         to_rate = settings.sample_rate or rate
-        if to_rate != rate or settings.tilt_db or settings.limit:
-            result = spooled(_finished(result.blocks(gain), rate, to_rate, settings), to_rate)
-            gain = audio.peak_gain(result.meter.peak)
+        if to_rate != rate or settings.tilt_db:
+            result, gain = spooled(_finished(result.blocks(gain), rate, to_rate, settings), to_rate), 1.0
+        if (settings.limit or not settings.is_float) and gain * result.meter.peak > SAFE_PEAK:
+            result, gain = _limited(result, gain, spooled)
         yield Restoration(original, result, gain, time.perf_counter() - started)
 
 
@@ -214,10 +271,29 @@ def _restored(
         yield from audio.resampled(blocks, own_rate, rate, decoded[0].spool.num_samples)
 
 
-def _matched(restored: audio.LoudnessMeter, original: audio.LoudnessMeter) -> float:
-    """Gain that keeps the recording's loudness, lowered where that would clip."""
-    gain = audio.loudness_gain(restored.lufs, original.lufs)
-    return gain * audio.peak_gain(gain * restored.peak)
+def _limited(spool: Spool, gain: float, spooled: Callable[[Iterable[Waveform], int], Spool]) -> tuple[Spool, float]:
+    """Hold the true peaks below -1 dBTP, and the loudness as it is; a `LoudnessWarning` where that took a limiter."""
+    wanted = spool.meter.level_lufs + 20 * math.log10(gain)
+    result, makeup_db = spool, 0.0
+    for lookahead_s, release_db_per_s in LIMITER_ROUNDS:
+        reductions: list[float] = []
+        blocks = spool.blocks(gain * 10 ** (makeup_db / 20))
+        rate, ceiling_db = spool.sample_rate, audio.TRUE_PEAK_CEILING_DB
+        result = spooled(audio.limited(blocks, rate, ceiling_db, lookahead_s, release_db_per_s, reductions), rate)
+        if not max(reductions):
+            return spool, gain
+        missing = wanted - result.meter.level_lufs
+        if abs(missing) < MAKEUP_TOLERANCE_LU:
+            break
+        makeup_db += missing
+    quieter = f", and the result is {missing:.1f} LU quieter than the recording" if missing > 0.5 else ""
+    warnings.warn(
+        f"the limiter lowered peaks by up to {max(reductions):.1f} dB, to"
+        f" {audio.TRUE_PEAK_CEILING_DB:g} dBTP{quieter}: 32-bit float WAV would keep them",
+        audio.LoudnessWarning,
+        stacklevel=2,
+    )
+    return result, 1.0
 
 
 def _mixed(restored: Iterable[Waveform], original: Iterable[Waveform], dryness: float) -> Iterator[Waveform]:
@@ -226,10 +302,8 @@ def _mixed(restored: Iterable[Waveform], original: Iterable[Waveform], dryness: 
 
 
 def _finished(blocks: Iterable[Waveform], rate: int, to_rate: int, settings: Settings) -> Iterator[Waveform]:
-    """The output's rate, tilt and limiter."""
+    """Bring it to the output's rate, and tilt it."""
     blocks = audio.resampled(blocks, rate, to_rate)
     if settings.tilt_db:
         blocks = audio.tilted(blocks, to_rate, settings.tilt_db)
-    if settings.limit:
-        blocks = audio.limited(blocks, to_rate)
     yield from blocks

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import soundfile
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from pipeline_aud2studio import Aud2StudioPipeline, files, infer
+from pipeline_aud2studio import Aud2StudioPipeline, files, infer, words
 from pipeline_aud2studio.plot import spectrogram_db
 from pipeline_aud2studio.precision import preferred_dtype
 from pipeline_aud2studio.source import ArraySource
@@ -127,11 +128,9 @@ def test_a_hundred_files_one_of_them_broken(cli, tmp_path: Path) -> None:
         files.write(source / f"{number:02}.wav", recording(1, 0.1, 16000), 16000)
     (source / "42.wav").write_bytes((source / "42.wav").read_bytes()[:30])
     status, out, err = cli("--inputs", source, "--save", target, "--report", tmp_path / "report.json")
-    assert (status, len(out.splitlines()), err.splitlines()[-1]) == (
-        2,
-        99,
-        "aud2studio: error: 1 of 100 recordings could not be restored",
-    )
+    assert (status, len(out.splitlines())) == (1, 99)
+    assert err.splitlines()[-2].startswith(f"aud2studio: failed: {source / '42.wav'} ")
+    assert err.splitlines()[-1] == "aud2studio: error: 1 of 100 recordings could not be restored"
     assert len(list(target.iterdir())) == 99 and not (target / "42.wav").exists()
     entries = json.loads((tmp_path / "report.json").read_text())
     failed = [Path(entry["inputs"][0]).name for entry in entries if entry["status"] == "failed"]
@@ -192,19 +191,21 @@ def test_a_folder_is_restored_file_by_file(cli, tmp_path: Path) -> None:
 
     status, out, err = cli("--inputs", source, "--save", target)
 
-    assert status == 2
+    assert status == 1
     assert [line.split(":")[0] for line in out.splitlines()] == [str(target / "a.wav"), str(target / "b.flac")]
     assert [line for line in err.splitlines() if "error" in line] == [
-        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded (no sampling rate or channels)",
+        f"aud2studio: error: {source / 'broken.flac'} is not audio that can be decoded"
+        " (Invalid data found when processing input)",
         "aud2studio: error: 1 of 3 recordings could not be restored",
     ]
+    assert err.splitlines()[-2].startswith(f"aud2studio: failed: {source / 'broken.flac'} is not audio")
     assert sorted(path.name for path in target.iterdir()) == ["a.wav", "b.flac"]
     assert files.read(target / "b.flac").subtype == "PCM_24"
     assert files.read(target / "a.wav").subtype == "PCM_16"
 
     before = (target / "a.wav").stat().st_mtime_ns
     status, out, err = cli("--inputs", source, "--save", target, "--report", tmp_path / "report.json")
-    assert (status, out, "2 of 3 recordings are restored already" in err) == (2, "", True)
+    assert (status, out, "2 of 3 recordings are restored already" in err) == (1, "", True)
     (source / "broken.flac").unlink()
     status, out, _ = cli("--inputs", source, "--save", target)
     assert (status, out, (target / "a.wav").stat().st_mtime_ns) == (0, "", before)
@@ -255,13 +256,37 @@ def test_tilt_and_limiter(cli, tmp_path: Path) -> None:
     assert np.abs(limited).max() <= 10 ** (-1 / 20) < np.abs(plain).max()
 
 
-def test_clipping_is_avoided_with_a_notice(cli, tmp_path: Path) -> None:
-    quiet = recording(1, 0.6, level=0.001)
-    quiet[0, 10000:10004] = 1.0
-    files.write(tmp_path / "i.wav", 1.3 * quiet, RATE, "FLOAT")
-    status, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav", "--dryness", 0)
-    assert (status, "notice: the result is 2.4 dB quieter" in err) == (0, True)
-    assert np.abs(files.read(tmp_path / "o.wav").waveform).max() == pytest.approx(10 ** (-0.1 / 20), abs=1e-4)
+def test_what_is_above_full_scale_is_kept_as_float_and_limited_in_integers(cli, tmp_path: Path) -> None:
+    loud = recording(1, 3.0, level=0.05)
+    loud[0, 10000:10004] = 1.0
+    files.write(tmp_path / "i.wav", 1.3 * loud, RATE, "FLOAT")
+    call = ["--inputs", tmp_path / "i.wav", "--dryness", 0, "--save"]
+    assert cli(*call, tmp_path / "o.wav")[::2] == (0, "")
+    np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform, 1.3 * loud, rtol=1e-5)
+    status, _, err = cli(*call, tmp_path / "o.flac")
+    assert status == 0 and err.count("notice: the limiter lowered peaks by up to") == err.count("\n") == 1
+    limited = files.read(tmp_path / "o.flac").waveform
+    assert 0.7 < np.abs(limited).max() <= 10 ** (-1 / 20)
+    meter = pyloudnorm.Meter(RATE)
+    expected = meter.integrated_loudness(1.3 * loud.T)
+    assert meter.integrated_loudness(limited.T) == pytest.approx(expected, abs=0.5)
+
+
+@pytest.mark.parametrize("lufs", [-50, -30, -14, -8, -5])
+def test_the_loudness_is_kept_from_minus_50_to_minus_5_lufs(cli, tmp_path: Path, lufs: float) -> None:
+    """As loud as they get, with the peaks of a master: rounded off where they would not fit."""
+    waveform, meter = recording(2, 3.0), pyloudnorm.Meter(RATE)
+    waveform *= np.float32(10 ** ((lufs - meter.integrated_loudness(waveform.T)) / 20))
+    waveform = np.tanh(1.5 * waveform) / 1.5 if lufs > -20 else waveform
+    waveform *= np.float32(10 ** ((lufs - meter.integrated_loudness(waveform.T)) / 20))
+    files.write(tmp_path / "i.wav", waveform, RATE, "FLOAT")
+    for name in ("o.wav", "o.flac"):
+        status, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / name)
+        restored = files.read(tmp_path / name).waveform
+        assert meter.integrated_loudness(restored.T) == pytest.approx(lufs, abs=0.5), err
+        assert status == 0 and "raised by" not in err
+        if lufs <= -30 or name == "o.wav":
+            assert "notice" not in err
 
 
 def test_plot_is_a_png_of_both(cli, tmp_path: Path) -> None:
@@ -411,8 +436,27 @@ def test_a_failure_on_the_way_is_status_1(cli, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
 
 
-def test_a_bar_counts_the_chunks(cli, tmp_path: Path) -> None:
+def test_bext_and_cue_points_are_carried_over_or_named(cli, tmp_path: Path) -> None:
+    bext = b"bext" + struct.pack("<I", 602) + b"Radio Nowhere".ljust(602, b"\0")
+    cue = b"cue " + struct.pack("<I", 28) + struct.pack("<III4sIII", 1, 1, 4410, b"data", 0, 0, 4410)
+    files.write_blocks(tmp_path / "i.wav", [recording()], 1, recording().shape[1], RATE, "PCM_16", {}, [bext, cue])
+    call = ["--inputs", tmp_path / "i.wav", "--reconstruction", "prediction", "--save"]
+    assert cli(*call, tmp_path / "o.wav")[::2] == (0, "")
+    content = (tmp_path / "o.wav").read_bytes()
+    assert bext in content and cue in content and struct.unpack("<I", content[4:8])[0] == len(content) - 8
+    np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform.shape, recording().shape)
+    for name, extra in (("o.flac", []), ("late.wav", ["--start", 0.1])):
+        status, _, err = cli(*call, tmp_path / name, *extra)
+        assert status == 0
+        assert "will not have: the BWF description (bext), the cue points" in err
+
+
+def test_a_bar_is_drawn_on_a_terminal_only_and_a_log_gets_lines(cli, tmp_path: Path, monkeypatch) -> None:
     files.write(tmp_path / "i.wav", recording(1, 2.0), RATE)
-    _, _, err = cli("--inputs", tmp_path / "i.wav", "--save", tmp_path / "o.wav")
-    assert "restoring" in err
-    assert "chunk" in err
+    call = ["--inputs", tmp_path / "i.wav", "--overwrite", "--save", tmp_path / "o.wav"]
+    assert cli(*call)[2] == ""
+    monkeypatch.setattr(words, "LOG_S", 0.0)
+    lines = cli(*call)[2].splitlines()
+    assert lines and all(line.startswith("aud2studio: restoring: ") and " chunks, " in line for line in lines)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+    assert "restoring: " in cli(*call)[2] and "\r" in cli(*call)[2]

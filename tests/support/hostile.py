@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+import scipy.signal
 import soundfile
 
 RATE = 44100
@@ -59,12 +60,34 @@ def encoded(waveform: np.ndarray, kind: str = "wav16", rate: int = RATE) -> byte
         with av.open(buffer, "w", format="mp4") as container:
             stream = container.add_stream("aac", rate=rate, layout="mono" if len(waveform) == 1 else "stereo")
             frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout=stream.layout.name)
-            frame.sample_rate = rate
+            frame.sample_rate, frame.pts = rate, 0
             for packet in (*stream.encode(frame), *stream.encode(None)):
                 container.mux(packet)
     else:
         container_name, subtype = FORMATS[kind]
         soundfile.write(buffer, waveform.T, rate, format=container_name, subtype=subtype)
+    return buffer.getvalue()
+
+
+def stereo(samples: int = RATE, seed: int = 0) -> np.ndarray:
+    """A sweep and noise (2, samples), of which every piece can be told."""
+    times = np.arange(samples) / RATE
+    sweep = 0.3 * scipy.signal.chirp(times, 100 * (seed + 1), times[-1], 5000)
+    noise = 0.02 * np.random.default_rng(seed).standard_normal((2, samples))
+    return np.stack([sweep, -0.5 * sweep] + noise).astype(np.float32)
+
+
+def with_av(waveform: np.ndarray, codec: str, container: str, layout: str = "stereo", rate: int = RATE) -> bytes:
+    """(channels, samples) as PyAV encodes it."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate, layout=layout)
+        resampler = av.AudioResampler(stream.format, layout, rate, stream.codec_context.frame_size or 4096)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
     return buffer.getvalue()
 
 
