@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     return Aud2StudioPipeline
 
 
-# `import pipeline_aud2studio` makes the class known to diffusers. Only the command line, by its name or by `python -m`,
+# `import pipeline_aud2studio` makes the class known to diffusers. Only the command line, by its name or `python -m`,
 # waits: it has to catch Ctrl-C before the libraries are there.
 if os.path.basename(sys.argv[0] if sys.argv else "") not in ("aud2studio", "-m"):
     __getattr__("Aud2StudioPipeline")
