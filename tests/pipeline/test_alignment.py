@@ -232,7 +232,7 @@ def test_what_cannot_be_aligned_is_said() -> None:
         align([sound, np.where(np.arange(len(sound)) == 5000, np.nan, sound)], RATE)
     with pytest.raises(ValueError, match="is not audio that can be decoded"):
         Recording(__file__)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         Recording("nowhere.wav")
 
 
