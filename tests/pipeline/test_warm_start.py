@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import nn
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from pipeline_aud2studio.infer import SCHEDULERS, swapped
+from pipeline_aud2studio.loading import SCHEDULERS, swapped
 
 RATE = 44100
 KINDS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
