@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a library or the model is missing, the folder exists, or ONNX Runtime computes something else.
     """
-    from .infer import check_model, load_pipeline
+    from .loading import check_model, load_pipeline
 
     try:
         import onnx  # noqa: F401
