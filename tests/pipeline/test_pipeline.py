@@ -1,6 +1,8 @@
 """The pipeline with tiny random weights: everything but the quality of the restoration."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -426,3 +428,10 @@ def test_bad_audio_is_explained(toy_pipeline, audio, message):
 )
 def test_slots(num_channels, slots):
     assert assign_slots(num_channels, 4) == slots
+
+
+def test_importing_the_package_makes_the_class_known_to_diffusers() -> None:
+    """As README has it: `DiffusionPipeline.from_pretrained` finds the class that the model index names."""
+    code = "import diffusers, pipeline_aud2studio; print(diffusers.Aud2StudioPipeline.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "Aud2StudioPipeline", done.stderr
