@@ -87,7 +87,7 @@ def test_the_bare_environment_has_neither_this_package_nor_what_only_files_need(
 
 def test_remote_code_is_what_pipeline_imports_and_nothing_hidden(tmp_path):
     names = {path.name for path in remote_code.remote_code_files()}
-    assert {"pipeline.py", "audio.py", "image.py", "spectral.py"} <= names
+    assert {"pipeline.py", "audio.py", "features.py", "prediction.py", "spectral.py"} <= names
     assert not {"files.py", "infer.py", "__init__.py"} & names
     (tmp_path / "pipeline.py").write_text("from .one import a\n")
     (tmp_path / "one.py").write_text("from . import two\n")
@@ -107,6 +107,7 @@ def test_a_training_checkpoint_exports_its_averaged_weights(tmp_path, toy_pipeli
                 "attention_resolutions": [4],
                 "conditioning_dim": 16,
                 "conditioning_heads": 2,
+                "overlap_frames": 8,
             },
         }
     )
