@@ -109,7 +109,7 @@ def test_no_seam_above_minus_80_dbfs(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         take = take_of_file(tmp_path / "i.wav", None, None, downmix=False)
-        with restore([take], lambda: pipeline, Settings(), tmp_path, pytest.fail) as done:
+        with restore([take], lambda: pipeline, Settings(is_float=True), tmp_path, pytest.fail) as done:
             restored = np.concatenate([*done.result.blocks(done.gain)], axis=1)[0]
             gain = done.gain
 
