@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,17 @@ def simulate(rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     size_m = np.maximum(shape * (volume / shape.prod()) ** (1 / 3), (0.0, 0.0, 3.2))
     volume = float(size_m.prod())
     rt60_s = float(np.clip(0.8 * (volume / 300) ** 0.27 * np.exp(rng.normal(0.0, 0.45)), 0.3, 3.8))
-    room = _room(rng, size_m, rt60_s, sample_rate)
+    room = empty_hall(rng, size_m, rt60_s, sample_rate)
     room.set_ray_tracing(
         n_rays=8000, receiver_radius=float(np.clip(0.05 * volume ** (1 / 3), 0.4, 1.2)), hist_bin_size=0.004
     )
     distance_m = float(rng.uniform(0.15, 0.4))
-    _furnish(rng, room, size_m, distance_m)
+    stage_x = hang_loudspeakers(rng, room, size_m)
+    positions = []
+    for _ in range(2):
+        x, y, z = seat(rng, size_m, stage_x)
+        positions += [[x, y - side * distance_m / 2, z] for side in (-1.0, 1.0)]
+    room.add_microphone_array(np.array(positions).T)
     pra.random.seed(int(rng.integers(2**31)))
     room.image_source_model()
     room.ray_tracing()
@@ -55,7 +61,7 @@ def simulate(rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     for source in room.sources:
         source.damping[:, source.orders > 0] *= array_gain[:, None]
     tails = [
-        [traced_tail(rng, room, (first, first + 1), source, array_gain, distance_m) for first in (0, 2)]
+        [traced_tail(rng, room, (first, first + 1), [source], array_gain, distance_m) for first in (0, 2)]
         for source in range(2)
     ]
     # The library's own tails of traced rays take ten times as long as `traced_tail`: it adds image sources only.
@@ -71,8 +77,8 @@ def simulate(rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     return responses
 
 
-def _room(rng: np.random.Generator, size_m: np.ndarray, rt60_s: float, sample_rate: int) -> Any:
-    """The empty shoebox, its walls jittered."""
+def empty_hall(rng: np.random.Generator, size_m: np.ndarray, rt60_s: float, sample_rate: int) -> Any:
+    """Makes a shoebox, a `pyroomacoustics.Room`, whose walls are jittered and whose floor is a crowd."""
     import pyroomacoustics as pra
 
     crowd = CROWD_ABSORPTION * rng.uniform(0.5, 1.0)
@@ -90,8 +96,8 @@ def _room(rng: np.random.Generator, size_m: np.ndarray, rt60_s: float, sample_ra
     return pra.ShoeBox(size_m, fs=sample_rate, materials=surfaces, max_order=3, air_absorption=True)
 
 
-def _furnish(rng: np.random.Generator, room: Any, size_m: np.ndarray, distance_m: float) -> None:
-    """Hangs two loudspeakers beside the stage at x = 0, aimed at the middle of the audience, and puts up two pairs."""
+def hang_loudspeakers(rng: np.random.Generator, room: Any, size_m: np.ndarray) -> float:
+    """Hangs two loudspeakers beside the stage at x = 0, aimed at the middle of the audience; returns their x in m."""
     import pyroomacoustics as pra
 
     length, width, height = size_m
@@ -106,24 +112,26 @@ def _furnish(rng: np.random.Generator, room: Any, size_m: np.ndarray, distance_m
             [stage_x, width / 2 + side * spread, hung_at],
             directivity=pra.directivities.CardioidFamily(direction, p=pattern),
         )
-    positions = []
-    for _ in range(2):
-        x = stage_x + rng.uniform(min(4.0, 0.4 * length), min(35.0, length - stage_x - 1.0))
-        y = width / 2 + np.clip(rng.normal(0.0, 0.15), -0.4, 0.4) * width
-        z = rng.uniform(1.4, 2.4)
-        positions += [[x, y - side * distance_m / 2, z] for side in (-1.0, 1.0)]
-    room.add_microphone_array(np.array(positions).T)
+    return float(stage_x)
+
+
+def seat(rng: np.random.Generator, size_m: np.ndarray, stage_x: float) -> tuple[float, float, float]:
+    """Draws a place for microphones in the audience, 4 to 35 m from the stage: x, y, z in m."""
+    length, width, _ = size_m
+    x = stage_x + rng.uniform(min(4.0, 0.4 * length), min(35.0, length - stage_x - 1.0))
+    y = width / 2 + np.clip(rng.normal(0.0, 0.15), -0.4, 0.4) * width
+    return float(x), float(y), float(rng.uniform(1.4, 2.4))
 
 
 def traced_tail(
     rng: np.random.Generator,
     room: Any,
-    microphones: tuple[int, int],
-    source: int,
+    microphones: Sequence[int],
+    sources: Sequence[int],
     gain: np.ndarray,
     distance_m: float,
 ) -> np.ndarray:
-    """Makes the tail of a source at a pair of microphones as the traced rays' energy has it: (2, samples).
+    """Makes the tail of some sources at one or two microphones as the traced rays' energy has it: (mics, samples).
 
     D. Schroeder, "Physically based real-time auralization of interactive virtual environments", 2011, section 5.3.4,
     with Gaussian noise in place of a Poisson sequence: the image sources cover the time before reflections are dense.
@@ -133,35 +141,39 @@ def traced_tail(
         distance_m: Between the two, for the coherence of their noise.
     """
     bin_s = room.rt_args["hist_bin_size"]
-    energy = np.array([np.asarray(room.rt_histograms[microphone][source]).sum(0) for microphone in microphones])
+    energy = np.array(
+        [np.sum([sum(room.rt_histograms[mic][source]) for source in sources], axis=0) for mic in microphones]
+    )
     filled = np.flatnonzero(energy.any(axis=(0, 1)))
     energy = energy[..., : filled[-1] + 1] if len(filled) else energy[..., :1]
     centres = (np.arange(energy.shape[-1]) + 0.5) * bin_s
     time = np.arange(int(energy.shape[-1] * bin_s * room.fs)) / room.fs
-    envelopes = np.empty((len(OCTAVES_HZ), 2, len(time)))
+    envelopes = np.empty((len(OCTAVES_HZ), len(microphones), len(time)))
     for band in range(len(OCTAVES_HZ)):
         air = np.exp(-0.5 * room.air_absorption[band] * SPEED_OF_SOUND * time)
-        for channel in range(2):
+        for channel in range(len(microphones)):
             density = np.interp(time, centres, energy[channel, band]) / (bin_s * room.fs)
             envelopes[band, channel] = np.sqrt(density) * air * gain[band]
     return np.pad(shaped_noise(rng, envelopes, room.fs, distance_m), ((0, 0), (IMAGE_DELAY, 0)))
 
 
 def shaped_noise(rng: np.random.Generator, envelopes: np.ndarray, sample_rate: int, distance_m: float) -> np.ndarray:
-    """Makes noise at a pair with its own envelope in every octave: (bands, 2, samples) -> (2, samples).
+    """Makes noise with its own envelope in every octave at one or two microphones: (bands, mics, samples) -> (mics,
+    samples).
 
-    White noise of unit variance under envelopes of one. The coherence is that of a diffuse field, sinc(2 f d / c)
-    (Cook et al., JASA 27, 1955).
+    White noise of unit variance under envelopes of one. The coherence of two is that of a diffuse field, sinc(2 f d /
+    c) (Cook et al., JASA 27, 1955).
     """
-    samples = envelopes.shape[-1]
+    _, num_mics, samples = envelopes.shape
     size = next_fast_len(samples, real=True)
     frequencies = np.fft.rfftfreq(size, 1 / sample_rate)
-    noise = np.fft.rfft(rng.standard_normal((2, size)))
-    coherence = np.sinc(2 * frequencies * distance_m / SPEED_OF_SOUND)
-    noise[1] = coherence * noise[0] + np.sqrt(1 - coherence**2) * noise[1]
+    noise = np.fft.rfft(rng.standard_normal((num_mics, size)))
+    if num_mics == 2:
+        coherence = np.sinc(2 * frequencies * distance_m / SPEED_OF_SOUND)
+        noise[1] = coherence * noise[0] + np.sqrt(1 - coherence**2) * noise[1]
     # Octave bands as triangles over log frequency, which add up to one.
     position = np.clip(np.log2(np.maximum(frequencies, 1.0) / OCTAVES_HZ[0]), 0, len(OCTAVES_HZ) - 1)
-    tail = np.zeros((2, samples))
+    tail = np.zeros((num_mics, samples))
     for band, envelope in enumerate(envelopes):
         weight = np.maximum(0.0, 1.0 - np.abs(position - band))
         tail += np.fft.irfft(noise * weight, size)[:, :samples] * envelope

@@ -267,17 +267,21 @@ def prepare_curves(folder: Path) -> list[dict[str, Any]]:
 
 
 def third_octaves_db(response: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Measures levels of a response (samples) in third octaves at `CURVE_HZ`, 0 dB on average from 200 Hz to 4 kHz.
+    """Measures a response (samples) as :func:`band_levels_db` does.
 
     Bounded to `CURVE_DB`: what a subwoofer or a broken tape does not transmit is not taken away altogether.
     """
     size = max(len(response), sample_rate)
-    power, frequencies = np.abs(np.fft.rfft(response, size)) ** 2, np.fft.rfftfreq(size, 1 / sample_rate)
+    spectrum = np.fft.rfft(response, size)
+    return np.clip(band_levels_db(np.fft.rfftfreq(size, 1 / sample_rate), np.abs(spectrum) ** 2), *CURVE_DB)
+
+
+def band_levels_db(frequencies: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """Averages a power spectrum in third octaves at `CURVE_HZ`, in dB, 0 dB on average from 200 Hz to 4 kHz."""
     edges = CURVE_HZ[:, None] * 2.0 ** (np.array([-1, 1]) / 6)
     bands = [power[(frequencies >= low) & (frequencies < high)] for low, high in edges]
     level_db = 10 * np.log10([band.mean() + 1e-20 if len(band) else 1e-20 for band in bands])
-    middle = (CURVE_HZ > 200) & (CURVE_HZ < 4000)
-    return np.clip(level_db - level_db[middle].mean(), *CURVE_DB)
+    return level_db - level_db[(CURVE_HZ > 200) & (CURVE_HZ < 4000)].mean()
 
 
 def _save(out: Path, name: str, waveform: np.ndarray) -> None:

@@ -45,7 +45,7 @@ def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
         recorder |= {"shelf_hz": float(rng.uniform(2500, 9000)), "shelf_db": float(rng.uniform(-16, -1))}
     if often(0.6):
         recorder |= {
-            "low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(220)))),
+            "low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(400)))),
             "order": int(rng.integers(1, 4)),
         }
     if often(0.4):

@@ -52,7 +52,7 @@ def draw_place(rng: np.random.Generator, material: Material, num_microphones: in
 
     Half of all places ring longer than a second. Measured, simulated and generated ones are as frequent.
     """
-    low, high = ((0.25, 1.0), (1.0, 3.8))[int(rng.random() < LONG_SHARE)]
+    low, high = ((0.25, 1.0), (1.0, 5.0))[int(rng.random() < LONG_SHARE)]
     rt60_s = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     known = [rooms for rooms in (material.rooms, material.halls) if rooms]
     kind = int(rng.integers(len(known) + 1))
@@ -61,7 +61,7 @@ def draw_place(rng: np.random.Generator, material: Material, num_microphones: in
     else:
         responses, recipe = _generated(rng, num_microphones + 2, rt60_s)
     if rng.random() < 0.7 or recipe["kind"] == "generated":
-        _set_drr(rng, responses, float(rng.uniform(-13.0, 10.0)))
+        _set_drr(rng, responses, float(rng.uniform(-20.0, 10.0)))
     responses = responses[:, : round(LONGEST_S * SAMPLE_RATE)].astype(np.float32)
     # A microphone of a pair hears the other side's loudspeaker later, and less.
     shift = round(float(rng.uniform(0, 0.003)) * SAMPLE_RATE)

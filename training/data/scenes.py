@@ -123,7 +123,7 @@ class SceneRenderer:
             loud = np.sqrt(np.mean(np.square(mix)) / (np.mean(np.square(voice)) + 1e-9))
             mix = mix + voice * np.float32(loud * 10 ** (rng.uniform(-6, 8) / 20))
         mix = mix if stereo else mix.mean(0, keepdims=True)
-        curve_db = smooth_curve_db(rng, 3.0)
+        curve_db = smooth_curve_db(rng, 3.5)
         if self.material.curves and rng.random() < MEASURED_CURVE:
             loudspeaker_db, recipe["loudspeaker"] = measured_curve_db(rng, self.material, "cabinet")
             curve_db += loudspeaker_db
