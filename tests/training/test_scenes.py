@@ -180,6 +180,7 @@ def test_places_have_the_measures_that_they_are_said_to_have(places: list[Place]
         assert t20_s(first, SAMPLE_RATE) == pytest.approx(place.rt60_s, rel=1e-3)
         assert energy_ratio_db(first, SAMPLE_RATE, 0.0025) == pytest.approx(place.drr_db, abs=1e-6)
         assert np.argmax(np.abs(first[:100])) == 0
+        assert np.square(first[: round(0.0025 * SAMPLE_RATE)]).sum() == pytest.approx(1.0, rel=0.2)
         if place.recipe["kind"] == "generated":
             # Neighbours share their lows, and not their highs.
             late = place.responses[:2, SAMPLE_RATE // 50 : SAMPLE_RATE // 4]

@@ -179,14 +179,14 @@ def _generated(rng: np.random.Generator, num_microphones: int, rt60_s: float) ->
         envelope = np.exp(np.float32(-3 * np.log(10) / decay_s) * time_s) * np.float32(10 ** (level_db / 20))
         responses += fft.irfft(spectra * weight, length, axis=-1) * envelope
     responses *= 1 - np.exp(-time_s / np.float32(rng.uniform(0.002, 0.03)))
-    responses /= np.sqrt(np.mean(np.square(responses)))
+    responses *= 0.01 / np.sqrt(np.mean(np.square(responses)))
     for time in np.sort(rng.uniform(0.003, 0.09, int(rng.integers(4, 30)))):
-        amplitude = 30 * rng.uniform(0.2, 1.0) * np.exp(-3 * np.log(10) / rt60_s * time) * rng.choice([-1, 1])
+        amplitude = 0.3 * rng.uniform(0.2, 1.0) * np.exp(-3 * np.log(10) / rt60_s * time) * rng.choice([-1, 1])
         for microphone in range(num_microphones):
             arrival = time * (1 + 0.3 * rng.uniform(-1, 1) * (microphone // 2)) + rng.uniform(-1, 1) * distance_m / 343
             responses[microphone, int(max(arrival, 0.0025) * SAMPLE_RATE)] += amplitude * rng.uniform(0.5, 1)
     responses[:, : round(0.001 * SAMPLE_RATE)] = 0
-    responses[:, 0] = 100.0
+    responses[:, 0] = 1.0
     return responses.astype(np.float64), {"kind": "generated", "rt60_s": rt60_s, "distance_m": float(distance_m)}
 
 

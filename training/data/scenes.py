@@ -161,8 +161,7 @@ class SceneRenderer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Renders one recording: it, its target and the dry source (channels, samples), and its recorder."""
         recorder = draw_recorder(rng, condition == "phone") if condition != "clean" or rng.random() < 0.5 else None
-        responses = place.responses[2 * take : 2 * take + channels] if place else np.ones((channels, 1), np.float32)
-        size = fft.next_fast_len(source.shape[1] + responses.shape[1], real=True)
+        size = fft.next_fast_len(source.shape[1] + (place.responses.shape[1] if place else 0), real=True)
         frequencies = fft.rfftfreq(size, 1 / SAMPLE_RATE)
         gain = None if recorder is None else self._linear_part(rng, recorder, frequencies)
         recorder = recorder or {}
@@ -172,10 +171,17 @@ class SceneRenderer:
         if take:
             recorder["offset_s"] = self._offset(rng)
             spectrum *= np.exp(-2j * np.pi * recorder["offset_s"] * frequencies).astype(np.complex64)
-        # Both loudspeakers are heard by the pair where they play different things.
-        across = place.across if place and take == 0 and len(spectrum) == channels == 2 else None
-        music = self._heard(spectrum, responses, across, size)
-        target = self._heard(spectrum, early_part(responses), across if across is None else early_part(across), size)
+        transfer = None
+        if place:
+            responses = place.responses[2 * take : 2 * take + channels]
+            # Both loudspeakers are heard by the pair where they play different things.
+            across = place.across if take == 0 and len(spectrum) == channels == 2 else None
+            transfer = fft.rfft(responses, size, axis=-1)
+            music = self._heard(spectrum, transfer, across, size)
+            early = fft.rfft(early_part(responses), size, axis=-1)
+            target = self._heard(spectrum, early, None if across is None else early_part(across), size)
+        else:
+            music = target = self._cut(fft.irfft(spectrum, size, axis=-1))
         sources = source if len(source) == channels else np.broadcast_to(source.mean(0), (channels, source.shape[1]))
         dry = self._cut(sources)
         if condition == "alone":
@@ -184,7 +190,7 @@ class SceneRenderer:
         if condition in (*WITH_AUDIENCE, "alone"):
             crowd, audience = draw_audience(rng, self.material, channels, self.samples)
             recorder |= audience
-            crowd = self._in_the_place(rng, crowd, place, take, gain, size)
+            crowd = self._in_the_place(rng, crowd, transfer, gain, size)
             level = np.sqrt(np.mean(np.square(music)) / (np.mean(np.square(crowd)) + 1e-12)) or 1.0
             own_db = 0.0 if condition == "alone" else snr_db + (rng.normal(0, 3) if take else 0.0)
             sound = music + np.float32(level * 10 ** (-own_db / 20)) * crowd
@@ -205,15 +211,15 @@ class SceneRenderer:
             curve_db += measured_db
         return gain_at(frequencies, curve_db)
 
-    def _heard(self, spectrum: np.ndarray, responses: np.ndarray, across: np.ndarray | None, size: int) -> np.ndarray:
-        """The sources (sources, bins) at the microphones, whose responses are (channels, taps): (channels, samples).
+    def _heard(self, spectrum: np.ndarray, transfer: np.ndarray, across: np.ndarray | None, size: int) -> np.ndarray:
+        """The sources (sources, bins) through the transfer functions (channels, bins): (channels, samples).
 
-        As many sources as microphones: each plays to its own, and to the other by `across`, where that is given. Else
-        all of them play the same.
+        As many sources as microphones: each plays to its own, and to the other by the responses `across`, where these
+        are given. Else all of them play the same.
         """
-        if len(spectrum) != len(responses):
+        if len(spectrum) != len(transfer):
             spectrum = spectrum.mean(0, keepdims=True)
-        heard = spectrum * fft.rfft(responses, size, axis=-1)
+        heard = spectrum * transfer
         if across is not None:
             heard += spectrum[::-1] * fft.rfft(across, size, axis=-1)
         return self._cut(fft.irfft(heard, size, axis=-1))
@@ -222,22 +228,18 @@ class SceneRenderer:
         self,
         rng: np.random.Generator,
         crowd: np.ndarray,
-        place: Place | None,
-        take: int,
+        transfer: np.ndarray | None,
         gain: np.ndarray | None,
         size: int,
     ) -> np.ndarray:
-        """The audience (channels, samples) through its own equaliser, the recorder's and, in part, the room's tail."""
+        """The audience (channels, samples) through its own equaliser, the recorder's and, in part, the room."""
         frequencies = fft.rfftfreq(size, 1 / SAMPLE_RATE)
         spectrum = fft.rfft(crowd, size, axis=-1) * gain_at(frequencies, smooth_curve_db(rng, 4.0))
         if gain is not None:
-            spectrum = spectrum * gain
-        if place and rng.random() < 0.6:
-            tail = place.responses[2 * take : 2 * take + len(crowd)].copy()
-            tail[:, : round(0.0025 * SAMPLE_RATE)] = 0
-            tail *= 10 ** (rng.uniform(-10, 5) / 20) / (np.sqrt(np.square(tail).sum(-1, keepdims=True)) + 1e-9)
-            tail[:, 0] = 1.0
-            spectrum = spectrum * fft.rfft(tail, size, axis=-1)
+            spectrum *= gain
+        if transfer is not None and rng.random() < 0.6:
+            level = np.sqrt(np.mean(np.square(np.abs(transfer)), axis=-1, keepdims=True))
+            spectrum *= 1 + np.float32(10 ** (rng.uniform(-10, 5) / 20)) * transfer / level
         return fft.irfft(spectrum, size, axis=-1)[:, : self.samples]
 
     def _cut(self, waveform: np.ndarray) -> np.ndarray:
