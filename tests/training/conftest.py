@@ -135,6 +135,10 @@ def acoustics(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"crowd/{split}_{kind}.flac"
             soundfile.write(root / name, 0.1 * rng.standard_normal((3 * SAMPLE_RATE, 2)), SAMPLE_RATE)
             rows.append({**common, "file": name, "kind": kind, "split": split})
+    (root / "device").mkdir()
+    for name, kind in (("box", "cabinet"), ("tape", "microphone")):
+        soundfile.write(root / f"device/{name}.wav", 0.5 * np.eye(4096, 1), SAMPLE_RATE, subtype="FLOAT")
+        rows.append({**common, "file": f"device/{name}.wav", "kind": kind, "split": "train"})
     (root / "index.json").write_text(json.dumps(rows))
     return root
 
@@ -165,7 +169,7 @@ def material(corpus: Roots, acoustics: Path, voices: Path, tmp_path_factory: pyt
     """What `training.data.material` makes of the corpus in miniature."""
     out = tmp_path_factory.mktemp("material")
     folders = {"--music": corpus.clean_music_dir, "--acoustics": acoustics, "--voices": voices, "--out": out}
-    prepare_material([str(word) for option in folders.items() for word in option])
+    prepare_material([str(word) for option in folders.items() for word in option] + ["--halls", "2"])
     return out
 
 

@@ -40,7 +40,7 @@ def draw_audience(
         envelope, shape = _envelope(rng, samples)
         level = 10 ** (-rng.uniform(0, 12) / 20) if number else 1.0
         for microphone in range(num_microphones):
-            bed = np.cos(near) * common + np.sin(near) * _bed(rng, kind, sounds, samples)
+            bed = np.float32(np.cos(near)) * common + np.float32(np.sin(near)) * _bed(rng, kind, sounds, samples)
             mix[microphone] += np.float32(level) * bed * envelope
         recipe.append({"kind": kind, "near": near, "envelope": shape, "level": float(level)})
     return mix / (np.sqrt(np.mean(np.square(mix))) + 1e-9), {"audience": recipe}

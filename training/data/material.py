@@ -4,7 +4,7 @@
 
 `--music` is what `training.corpora` wrote; the other two hold an `index.json` each. Left out are rows of the test
 split, whatever `holdout.json` keeps for validation, and what weights that anybody may use cannot be trained on:
-non-commercial and GPL-3 material. Call it again to go on where it stopped.
+non-commercial and GPL-3 material. Halls are simulated beside. Call it again to go on where it stopped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from tqdm.auto import tqdm
 from training.jsonl import read_rows
 from training.rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
 
+from .halls import simulate
+
 SAMPLE_RATE = 44100
 HOLDOUT = json.loads((Path(__file__).parent / "holdout.json").read_text(encoding="utf-8"))
+CURVE_HZ = 1000 * 2.0 ** (np.arange(-16, 14) / 3)  # third octaves from 25 Hz to 20 kHz, of loudspeakers and recorders
+CURVE_DB = (-20.0, 10.0)
 FULL_BAND_HZ = 14_000.0  # a voice that ends below it would teach that clean voices have no highs
 BANNED_PACKAGES = {"colobot-common-sounds", "drascula-music"}  # GPL-3+, and a licence of its own
 # The music of naev with a licence of its own in its copyright note; all other is GPL-3+.
@@ -65,16 +69,28 @@ class Sound:
 
 @dataclass(frozen=True)
 class Room:
-    """Responses of one file: the microphones (channels, samples) of one place, or of a loudspeaker in it."""
+    """Responses of one file: the microphones (channels, samples) of one place, `measured` or `simulated`."""
 
     path: Path
     space: str
     t20_s: float
     drr_db: float
+    kind: str = "measured"
 
     def responses(self) -> np.ndarray:
         """Loads the responses (channels, samples) from the direct sound on, whose first 2.5 ms have unit energy."""
         return np.load(self.path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a loudspeaker or a tape recorder does to the levels of third octaves: `gain_db` at `CURVE_HZ`."""
+
+    name: str
+    kind: str  # `cabinet` or `microphone`
+    licence: str
+    origin: str
+    gain_db: list[float]
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class Material:
     folder: Path
     sounds: tuple[Sound, ...]
     rooms: tuple[Room, ...]
+    halls: tuple[Room, ...]
+    curves: tuple[Curve, ...]
 
     @classmethod
     def open(cls, folder: Path) -> Material:
@@ -99,8 +117,11 @@ class Material:
             )
         content = json.loads(index.read_text(encoding="utf-8"))
         sounds = [Sound(**{**row, "path": folder / row["path"]}) for row in content["sounds"]]
-        rooms = [Room(**{**row, "path": folder / row["path"]}) for row in content["rooms"]]
-        return cls(folder, tuple(sounds), tuple(rooms))
+        rooms, halls = (
+            tuple(Room(**{**row, "path": folder / row["path"]}) for row in content.get(name, []))
+            for name in ("rooms", "halls")
+        )
+        return cls(folder, tuple(sounds), rooms, halls, tuple(Curve(**row) for row in content.get("curves", [])))
 
     @cached_property
     def by_kind(self) -> dict[str, list[Sound]]:
@@ -181,9 +202,7 @@ def prepare_sounds(rows: Sequence[Mapping[str, Any]], out: Path) -> list[dict[st
     for number, row in enumerate(tqdm(rows, desc="sounds", unit="file")):
         name = f"sounds/{row['kind']}-{number:05d}.npy"
         if not (out / name).exists():
-            temporary = out / "sounds" / "temporary.npy"
-            np.save(temporary, decoded(row["files"]))
-            os.replace(temporary, out / name)
+            _save(out, name, decoded(row["files"]))
         samples = np.load(out / name, mmap_mode="r").shape[1]
         kept = {key: row[key] for key in ("kind", "group", "licence", "origin")}
         found.append({"path": name, **kept, "samples": samples})
@@ -209,10 +228,68 @@ def prepare_rooms(folder: Path, out: Path) -> list[dict[str, Any]]:
             tqdm.write(f"left out: {row['file']}: {error}")
             continue
         name = f"rooms/measured-{number:04d}.npy"
-        np.save(out / name, responses)
+        _save(out, name, responses)
         drr_db = energy_ratio_db(responses[0], SAMPLE_RATE, DIRECT_S)
-        found.append({"path": name, "space": row["space"], "t20_s": measured, "drr_db": drr_db})
+        found.append({"path": name, "space": row["space"], "t20_s": measured, "drr_db": drr_db, "kind": "measured"})
     return found
+
+
+def prepare_halls(out: Path, count: int) -> list[dict[str, Any]]:
+    """Simulates the halls that are not there yet; returns the rows of the index.
+
+    A file holds the pairs of one loudspeaker, then those of the other: (8, samples).
+    """
+    (out / "halls").mkdir(parents=True, exist_ok=True)
+    found = []
+    for number in tqdm(range(count), desc="halls", unit="hall"):
+        name = f"halls/simulated-{number:04d}.npy"
+        if not (out / name).exists():
+            responses = simulate(np.random.default_rng([2026, number]), SAMPLE_RATE)
+            _save(out, name, tidy(responses.reshape(8, -1), SAMPLE_RATE, SAMPLE_RATE))
+        first = np.load(out / name)[0]
+        measures = {
+            "t20_s": t20_s(first.astype(np.float64), SAMPLE_RATE),
+            "drr_db": energy_ratio_db(first, SAMPLE_RATE, DIRECT_S),
+        }
+        found.append({"path": name, "space": f"hall {number}", "kind": "simulated", **measures})
+    return found
+
+
+def prepare_curves(folder: Path) -> list[dict[str, Any]]:
+    """Measures the loudspeakers and tape recorders of a folder; returns the rows of the index."""
+    found = []
+    for row in _train_rows(folder, []):
+        if row["file"].startswith("device/"):
+            waveform, sample_rate = soundfile.read(folder / row["file"], always_2d=True)
+            kept = {"name": row["file"], "kind": row["kind"], "licence": row["licence"], "origin": row["origin"]}
+            found.append({**kept, "gain_db": third_octaves_db(waveform[:, 0], sample_rate).round(2).tolist()})
+    return found
+
+
+def third_octaves_db(response: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Measures a response (samples) as :func:`band_levels_db` does.
+
+    Bounded to `CURVE_DB`: what a subwoofer or a broken tape does not transmit is not taken away altogether.
+    """
+    size = max(len(response), sample_rate)
+    spectrum = np.fft.rfft(response, size)
+    return np.clip(band_levels_db(np.fft.rfftfreq(size, 1 / sample_rate), np.abs(spectrum) ** 2), *CURVE_DB)
+
+
+def band_levels_db(frequencies: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """Averages a power spectrum in third octaves at `CURVE_HZ`, in dB, 0 dB on average from 200 Hz to 4 kHz."""
+    edges = CURVE_HZ[:, None] * 2.0 ** (np.array([-1, 1]) / 6)
+    bands = [power[(frequencies >= low) & (frequencies < high)] for low, high in edges]
+    level_db = 10 * np.log10([band.mean() + 1e-20 if len(band) else 1e-20 for band in bands])
+    return level_db - level_db[(CURVE_HZ > 200) & (CURVE_HZ < 4000)].mean()
+
+
+def _save(out: Path, name: str, waveform: np.ndarray) -> None:
+    """Writes an array under a name that is never that of half a file, which a training that runs could open."""
+    temporary = out / f"{name}.tmp"
+    with temporary.open("wb") as file:
+        np.save(file, waveform)
+    os.replace(temporary, out / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,17 +299,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--acoustics", type=Path, required=True, metavar="DIR")
     parser.add_argument("--voices", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("data/material"))
+    parser.add_argument("--halls", type=int, default=240, metavar="N", help="to simulate, a second each")
     options = parser.parse_args(arguments)
     try:
         rows = [*voice_rows(options.voices), *crowd_rows(options.acoustics), *music_rows(options.music)]
-        rooms = prepare_rooms(options.acoustics, options.out)
-        sounds = prepare_sounds(rows, options.out)
+        index = {
+            "curves": prepare_curves(options.acoustics),
+            "rooms": prepare_rooms(options.acoustics, options.out),
+            "halls": prepare_halls(options.out, options.halls),
+            "sounds": prepare_sounds(rows, options.out),
+        }
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     temporary = options.out / "index.json.tmp"
-    temporary.write_text(json.dumps({"sounds": sounds, "rooms": rooms}, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
     os.replace(temporary, options.out / "index.json")
-    print(f"{len(sounds)} sounds, {sum(s['samples'] for s in sounds) / SAMPLE_RATE / 3600:.1f} h; {len(rooms)} rooms")
+    hours = sum(sound["samples"] for sound in index["sounds"]) / SAMPLE_RATE / 3600
+    print(f"{hours:.1f} h of sounds; " + ", ".join(f"{len(rows)} {name}" for name, rows in index.items()))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,30 @@ import numpy as np
 
 from training.codecs import transcode
 
-from .material import SAMPLE_RATE
+from .material import CURVE_HZ, SAMPLE_RATE, Material
 
 AGC_HOP = 64  # samples between two values of the automatic gain
 AGC_RANGE_DB = 12.0
 LEVELLED_HZ = np.geomspace(30.0, 20000.0, 10)  # where a random equaliser has its points
+GRID_HZ = np.geomspace(5.0, SAMPLE_RATE / 2, 4096)  # where gains are computed: a spectrum has a million bins
 
 
-def smooth_gain(rng: np.random.Generator, frequencies: np.ndarray, spread_db: float) -> np.ndarray:
-    """Draws the gain (bins) of a smooth zero-phase equaliser: points a bit less than an octave apart, interpolated."""
-    points_db = rng.normal(0, spread_db, len(LEVELLED_HZ))
-    gain_db = np.interp(np.log(np.maximum(frequencies, 1.0)), np.log(LEVELLED_HZ), points_db)
-    return (10 ** (gain_db / 20)).astype(np.float32)
+def smooth_curve_db(rng: np.random.Generator, spread_db: float) -> np.ndarray:
+    """Draws a smooth equaliser, in dB at `GRID_HZ`: points a bit less than an octave apart, interpolated."""
+    return np.interp(np.log(GRID_HZ), np.log(LEVELLED_HZ), rng.normal(0, spread_db, len(LEVELLED_HZ)))
+
+
+def measured_curve_db(rng: np.random.Generator, material: Material, kind: str) -> tuple[np.ndarray, str]:
+    """Draws a loudspeaker or a recorder of the material, wholly or in part: in dB at `GRID_HZ`, and its name."""
+    curves = [curve for curve in material.curves if curve.kind == kind]
+    curve = curves[int(rng.integers(len(curves)))]
+    strength = rng.uniform(0.3, 0.9)
+    return strength * np.interp(np.log(GRID_HZ), np.log(CURVE_HZ), curve.gain_db), curve.name
+
+
+def gain_at(frequencies: np.ndarray, curve_db: np.ndarray) -> np.ndarray:
+    """Turns decibels at `GRID_HZ` into a zero-phase gain at the frequencies of a spectrum, (bins) float32."""
+    return np.interp(frequencies, GRID_HZ, 10 ** (np.maximum(curve_db, -80.0) / 20)).astype(np.float32)
 
 
 def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
         recorder |= {"shelf_hz": float(rng.uniform(2500, 9000)), "shelf_db": float(rng.uniform(-16, -1))}
     if often(0.6):
         recorder |= {
-            "low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(220)))),
+            "low_cut_hz": float(np.exp(rng.uniform(np.log(25), np.log(400)))),
             "order": int(rng.integers(1, 4)),
         }
     if often(0.4):
@@ -55,25 +67,23 @@ def draw_recorder(rng: np.random.Generator, is_phone: bool) -> dict[str, Any]:
     return recorder
 
 
-def recorder_gain(recorder: dict[str, Any], rng: np.random.Generator, frequencies: np.ndarray) -> np.ndarray:
-    """The recorder's linear part as a zero-phase gain (bins)."""
-    gain = smooth_gain(rng, frequencies, recorder["spread_db"])
-    octaves = np.log2(np.clip(frequencies, 62.5, 16000) / 1000)
-    gain_db = recorder["tilt_db"] * octaves
+def recorder_curve_db(recorder: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """Draws the rest of a recorder's linear part, its smooth deviations, and returns all of it in dB at `GRID_HZ`."""
+    curve_db = smooth_curve_db(rng, recorder["spread_db"])
+    curve_db += recorder["tilt_db"] * np.log2(np.clip(GRID_HZ, 62.5, 16000) / 1000)
     if "shelf_hz" in recorder:
-        ratio = np.square(frequencies / recorder["shelf_hz"])
-        gain_db = gain_db + recorder["shelf_db"] * ratio / (1 + ratio)
+        ratio = np.square(GRID_HZ / recorder["shelf_hz"])
+        curve_db += recorder["shelf_db"] * ratio / (1 + ratio)
     if "low_cut_hz" in recorder:
-        ratio = recorder["low_cut_hz"] / np.maximum(frequencies, 0.1)
-        gain_db = gain_db - 10 * np.log10(1 + ratio ** (2 * recorder["order"]))
+        curve_db -= 10 * np.log10(1 + (recorder["low_cut_hz"] / GRID_HZ) ** (2 * recorder["order"]))
     if "presence_hz" in recorder:
-        away = np.log2(np.maximum(frequencies, 1) / recorder["presence_hz"])
-        gain_db = gain_db + recorder["presence_db"] * np.exp(-0.5 * np.square(away / 0.6))
-    gain = gain * 10 ** (np.maximum(gain_db, -80) / 20)
+        away = np.log2(GRID_HZ / recorder["presence_hz"])
+        curve_db += recorder["presence_db"] * np.exp(-0.5 * np.square(away / 0.6))
     if "limit_hz" in recorder:
         limit = recorder["limit_hz"]
-        gain = gain * 0.5 * (1 + np.cos(np.pi * np.clip((frequencies - limit) / (0.1 * limit), 0, 1)))
-    return gain.astype(np.float32)
+        rest = 0.5 * (1 + np.cos(np.pi * np.clip((GRID_HZ - limit) / (0.1 * limit), 0, 1)))
+        curve_db += 20 * np.log10(np.maximum(rest, 1e-4))
+    return curve_db
 
 
 def automatic_gain(waveform: np.ndarray, ratio: float, attack_s: float, release_s: float) -> np.ndarray:

@@ -24,13 +24,16 @@ from tqdm.auto import tqdm
 
 from .audience import draw_audience
 from .material import SAMPLE_RATE, Material
-from .recorder import draw_recorder, recorded, recorder_gain, smooth_gain
+from .recorder import draw_recorder, gain_at, measured_curve_db, recorded, recorder_curve_db, smooth_curve_db
 from .responses import Place, draw_place, early_part
 
 SECONDS = 25.0  # three chunks of the network, and most of a block of the prediction
 CONDITIONS = {"audience": 0.24, "room": 0.26, "both": 0.35, "phone": 0.07, "clean": 0.05, "alone": 0.03}
+WITH_PLACE, WITH_AUDIENCE = ("room", "both", "phone"), ("audience", "both", "phone")
+STEREO = 0.65  # share of first recordings with two channels
 SEVERAL = 0.15  # share of scenes with more than one recording
-MEASURED = 0.45  # share of measured rooms
+MEASURED_CURVE = 0.1  # share of measured loudspeakers, and of measured recorders
+MAX_DRIFT_PPM = 30.0
 LEAD_IN_S = 1.5  # music before the scene, which still rings in it
 
 
@@ -41,7 +44,7 @@ class Scene:
     Attributes:
         recordings: Each (channels, samples) float32.
         target: (channels of the first, samples), aligned with it to the sample and at its level.
-        dry: The source itself, of the same shape.
+        dry: The source itself as the loudspeakers play it, of the same shape.
         labels: `rt60_s`, `drr_db`, `snr_db`, `bandwidth_hz`, `voice` (0 or 1); NaN where there is no such thing.
         recipe: All that was drawn, plain JSON.
     """
@@ -51,6 +54,16 @@ class Scene:
     dry: np.ndarray
     labels: dict[str, float]
     recipe: dict[str, Any]
+
+
+def draw_layout(rng: np.random.Generator, max_recordings: int) -> tuple[str, int, int]:
+    """Draws the condition, the channels of the first recording, and the number of recordings."""
+    condition = str(rng.choice([*CONDITIONS], p=[*CONDITIONS.values()]))
+    channels = 2 if rng.random() < STEREO else 1
+    several = rng.random() < SEVERAL / sum(CONDITIONS[each] for each in WITH_PLACE)
+    if not several or max_recordings == 1 or condition not in WITH_PLACE:
+        return condition, channels, 1
+    return condition, channels, int(rng.integers(2, max_recordings + 1))
 
 
 class SceneRenderer:
@@ -70,23 +83,21 @@ class SceneRenderer:
     def __call__(self, row: int) -> Scene:
         """Renders the scene of a row."""
         rng = np.random.default_rng([self.seed, row])
-        condition = str(rng.choice([*CONDITIONS], p=[*CONDITIONS.values()]))
-        channels = 2 if rng.random() < 0.65 else 1
-        several = self.max_recordings > 1 and condition in ("room", "both", "phone") and rng.random() < 2 * SEVERAL
-        count = int(rng.integers(2, self.max_recordings + 1)) if several else 1
+        condition, channels, count = draw_layout(rng, self.max_recordings)
         source, voice, origin = self._source(rng, channels, wide=condition in ("audience", "clean", "alone"))
         recipe: dict[str, Any] = {"condition": condition, "channels": channels, "source": origin}
         place = None
-        if condition in ("room", "both", "phone"):
-            place = draw_place(rng, self.material, 2 * count, MEASURED)
+        if condition in WITH_PLACE:
+            place = draw_place(rng, self.material, 2 * count)
             recipe["place"] = place.recipe
-        snr_db = float(rng.uniform(-3, 25)) if condition in ("audience", "both", "phone") else math.nan
+        snr_db = float(rng.uniform(-3, 25)) if condition in WITH_AUDIENCE else math.nan
         takes = [
             self._take(rng, source, place, take, channels if take == 0 else int(rng.integers(1, 3)), condition, snr_db)
             for take in range(count)
         ]
         recording, target, dry, recorder = takes[0]
-        recipe |= {"snr_db": None if math.isnan(snr_db) else snr_db, "recorder": recorder, "recordings": count}
+        recipe |= {"snr_db": None if math.isnan(snr_db) else snr_db, "recorder": recorder}
+        recipe["other_recorders"] = [take[3] for take in takes[1:]]
         labels = {
             "rt60_s": place.rt60_s if place else math.nan,
             "drr_db": place.drr_db if place else math.nan,
@@ -112,8 +123,12 @@ class SceneRenderer:
             loud = np.sqrt(np.mean(np.square(mix)) / (np.mean(np.square(voice)) + 1e-9))
             mix = mix + voice * np.float32(loud * 10 ** (rng.uniform(-6, 8) / 20))
         mix = mix if stereo else mix.mean(0, keepdims=True)
+        curve_db = smooth_curve_db(rng, 3.5)
+        if self.material.curves and rng.random() < MEASURED_CURVE:
+            loudspeaker_db, recipe["loudspeaker"] = measured_curve_db(rng, self.material, "cabinet")
+            curve_db += loudspeaker_db
         size = fft.next_fast_len(samples, real=True)
-        gain = smooth_gain(rng, fft.rfftfreq(size, 1 / SAMPLE_RATE), 3.0)
+        gain = gain_at(fft.rfftfreq(size, 1 / SAMPLE_RATE), curve_db)
         mix = fft.irfft(fft.rfft(mix, size, axis=-1) * gain, size, axis=-1)[:, :samples]
         return mix / (np.sqrt(np.mean(np.square(mix))) + 1e-9), float(kind != "music"), recipe
 
@@ -146,70 +161,96 @@ class SceneRenderer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Renders one recording: it, its target and the dry source (channels, samples), and its recorder."""
         recorder = draw_recorder(rng, condition == "phone") if condition != "clean" or rng.random() < 0.5 else None
-        responses = place.responses[2 * take : 2 * take + channels] if place else np.ones((channels, 1), np.float32)
-        size = fft.next_fast_len(source.shape[1] + responses.shape[1], real=True)
+        size = fft.next_fast_len(source.shape[1] + (place.responses.shape[1] if place else 0), real=True)
         frequencies = fft.rfftfreq(size, 1 / SAMPLE_RATE)
-        gain = 1.0 if recorder is None else recorder_gain(recorder, rng, frequencies)
-        delay_s = self._offset(rng) if take else 0.0
-        spectrum = fft.rfft(source, size, axis=-1) * gain
-        if delay_s:
-            spectrum = spectrum * np.exp(-2j * np.pi * frequencies * delay_s).astype(np.complex64)
-
-        def through(filters: np.ndarray) -> np.ndarray:
-            """Every source through the microphones' filters (channels, taps): (channels, samples)."""
-            transfer = fft.rfft(filters.astype(np.float32), size, axis=-1)
-            # Both loudspeakers reach both microphones, each side's own first.
-            mono = spectrum.mean(0, keepdims=True)
-            sides = spectrum if len(spectrum) == channels else np.broadcast_to(mono, (channels, size // 2 + 1))
-            if place and len(spectrum) == 2 == channels:
-                sides = np.stack([sides[0] + 0.5 * sides[1], sides[1] + 0.5 * sides[0]])
-            return self._cut(fft.irfft(sides * transfer, size, axis=-1))
-
-        music, target = through(responses), through(early_part(responses) if place else responses)
+        gain = None if recorder is None else self._linear_part(rng, recorder, frequencies)
+        recorder = recorder or {}
+        spectrum = fft.rfft(source, size, axis=-1)
+        if gain is not None:
+            spectrum *= gain
+        if take:
+            recorder["offset_s"] = self._offset(rng)
+            spectrum *= np.exp(-2j * np.pi * recorder["offset_s"] * frequencies).astype(np.complex64)
+        transfer = None
+        if place:
+            responses = place.responses[2 * take : 2 * take + channels]
+            # Both loudspeakers are heard by the pair where they play different things.
+            across = place.across if take == 0 and len(spectrum) == channels == 2 else None
+            transfer = fft.rfft(responses, size, axis=-1)
+            music = self._heard(spectrum, transfer, across, size)
+            early = fft.rfft(early_part(responses), size, axis=-1)
+            target = self._heard(spectrum, early, None if across is None else early_part(across), size)
+        else:
+            music = target = self._cut(fft.irfft(spectrum, size, axis=-1))
         sources = source if len(source) == channels else np.broadcast_to(source.mean(0), (channels, source.shape[1]))
         dry = self._cut(sources)
         if condition == "alone":
             music = np.zeros_like(music)
         sound = music
-        if condition in ("audience", "both", "phone", "alone"):
+        if condition in (*WITH_AUDIENCE, "alone"):
             crowd, audience = draw_audience(rng, self.material, channels, self.samples)
-            recorder = {**(recorder or {}), **audience}
-            crowd = self._in_the_place(rng, crowd, place, take, gain if isinstance(gain, np.ndarray) else None, size)
+            recorder |= audience
+            crowd = self._in_the_place(rng, crowd, transfer, gain, size)
             level = np.sqrt(np.mean(np.square(music)) / (np.mean(np.square(crowd)) + 1e-12)) or 1.0
             own_db = 0.0 if condition == "alone" else snr_db + (rng.normal(0, 3) if take else 0.0)
             sound = music + np.float32(level * 10 ** (-own_db / 20)) * crowd
-        recorder = recorder or {}
         recording, automatic = recorded(sound, recorder, rng)
         if automatic is not None:
             target = target * automatic
         if condition == "alone":
             target = recording
+        if take:
+            recording, recorder["drift_ppm"] = self._drifted(rng, recording)
         return recording, target.astype(np.float32), dry, recorder
+
+    def _linear_part(self, rng: np.random.Generator, recorder: dict[str, Any], frequencies: np.ndarray) -> np.ndarray:
+        """The recorder's gain (bins), of a measured one in part; notes in `recorder` which."""
+        curve_db = recorder_curve_db(recorder, rng)
+        if self.material.curves and rng.random() < MEASURED_CURVE:
+            measured_db, recorder["measured"] = measured_curve_db(rng, self.material, "microphone")
+            curve_db += measured_db
+        return gain_at(frequencies, curve_db)
+
+    def _heard(self, spectrum: np.ndarray, transfer: np.ndarray, across: np.ndarray | None, size: int) -> np.ndarray:
+        """The sources (sources, bins) through the transfer functions (channels, bins): (channels, samples).
+
+        As many sources as microphones: each plays to its own, and to the other by the responses `across`, where these
+        are given. Else all of them play the same.
+        """
+        if len(spectrum) != len(transfer):
+            spectrum = spectrum.mean(0, keepdims=True)
+        heard = spectrum * transfer
+        if across is not None:
+            heard += spectrum[::-1] * fft.rfft(across, size, axis=-1)
+        return self._cut(fft.irfft(heard, size, axis=-1))
 
     def _in_the_place(
         self,
         rng: np.random.Generator,
         crowd: np.ndarray,
-        place: Place | None,
-        take: int,
+        transfer: np.ndarray | None,
         gain: np.ndarray | None,
         size: int,
     ) -> np.ndarray:
-        """The audience (channels, samples) through its own equaliser, the recorder's and, in part, the room's tail."""
+        """The audience (channels, samples) through its own equaliser, the recorder's and, in part, the room."""
         frequencies = fft.rfftfreq(size, 1 / SAMPLE_RATE)
-        spectrum = fft.rfft(crowd, size, axis=-1) * smooth_gain(rng, frequencies, 4.0)
+        spectrum = fft.rfft(crowd, size, axis=-1) * gain_at(frequencies, smooth_curve_db(rng, 4.0))
         if gain is not None:
-            spectrum = spectrum * gain
-        if place and rng.random() < 0.6:
-            tail = place.responses[2 * take : 2 * take + len(crowd)].copy()
-            tail[:, : round(0.0025 * SAMPLE_RATE)] = 0
-            tail *= 10 ** (rng.uniform(-10, 5) / 20) / (np.sqrt(np.square(tail).sum(-1, keepdims=True)) + 1e-9)
-            tail[:, 0] = 1.0
-            spectrum = spectrum * fft.rfft(tail, size, axis=-1)
+            spectrum *= gain
+        if transfer is not None and rng.random() < 0.6:
+            level = np.sqrt(np.mean(np.square(np.abs(transfer)), axis=-1, keepdims=True))
+            spectrum *= 1 + np.float32(10 ** (rng.uniform(-10, 5) / 20)) * transfer / level
         return fft.irfft(spectrum, size, axis=-1)[:, : self.samples]
 
     def _cut(self, waveform: np.ndarray) -> np.ndarray:
         return waveform[:, self.lead_in : self.lead_in + self.samples].astype(np.float32)
+
+    def _drifted(self, rng: np.random.Generator, recording: np.ndarray) -> tuple[np.ndarray, float]:
+        """The recording by a clock with the drift that an alignment leaves over, and how much it is in ppm."""
+        drift_ppm = float(rng.uniform(-1, 1) * (MAX_DRIFT_PPM if rng.random() < 0.2 else 1.0))
+        drifted = soxr.resample(recording.T, SAMPLE_RATE, SAMPLE_RATE * (1 + 1e-6 * drift_ppm), quality="HQ").T
+        missing = max(self.samples - drifted.shape[1], 0)
+        return np.pad(drifted, ((0, 0), (0, missing)), mode="edge")[:, : self.samples].copy(), drift_ppm
 
     @staticmethod
     def _offset(rng: np.random.Generator) -> float:
@@ -227,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     try:
-        scenes = SceneRenderer(Material.open(options.material), max_recordings=4, seed=options.seed)
+        scenes = SceneRenderer(Material.open(options.material), 4, options.seed, SECONDS)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     options.out.mkdir(parents=True, exist_ok=True)
