@@ -13,25 +13,42 @@ import argparse
 import hashlib
 import os
 import subprocess
+import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pooch
 import soundfile
 from tqdm.auto import tqdm
 
-from training.download import unpack, unpack_tar, verify
 from training.jsonl import merge_rows, read_rows, write_rows
-from training.public import CORPORA, fetch_corpus
 
 AUDIO_SUFFIXES = {".ogg", ".oga", ".opus", ".flac", ".wav", ".mp3"}
 MIN_SAMPLE_RATE = 44100
 MIN_BANDWIDTH_HZ = 15000.0
 MIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class PublicCorpus:
+    """An archive of music.
+
+    Attributes:
+        checksum: `algorithm:hexadecimal`, as its publishers state it.
+        artist_from: Where a track's artist is named, "tags" or "folder" (`Artist - Title`).
+    """
+
+    url: str
+    checksum: str
+    licence: str
+    artist_from: str = "tags"
 
 
 @dataclass(frozen=True)
@@ -69,12 +86,105 @@ PACKAGES = (
     Package("lincity-ng-data", "electronic, piano", "GPL-2+", "validation"),
     Package("extremetuxracer-data", "electronic, piano", "GPL-2+"),
 )
+_FMA = "https://os.unil.cloud.switch.ch/fma/"
+_FMA_LICENCE = "Creative Commons, per track: see the FMA metadata"
+_JAMENDO = "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio/raw_30s_audio-{:02d}.tar"
+_JAMENDO_LICENCE = "Creative Commons, per track: see the MTG-Jamendo metadata; research only"
+# The first five of a hundred parts: about 270 h.
+_JAMENDO_SHA256 = (
+    "c569f4b7264995c06de93eb6c20138d9355274508dde37085ed992fc990d930b",
+    "1b079d27127462c9066ed2fa18490303850bc1041fcae55835be3a46d6c965b0",
+    "699de4385be7c5b4ad804bf86608868fb2ccdb7cd827abf38cfbd4e8e7dbd0ad",
+    "426fc4c849f8d4aaa34e61c213a4f82db219b13d0b68210a4ccfd2da032af6dd",
+    "d4188a23140670f6673794a8fb7060aefd97067764ec84db5676847eaa08b668",
+)
+
+CORPORA: dict[str, PublicCorpus] = {
+    "musdb18-hq": PublicCorpus(
+        "https://zenodo.org/records/3338373/files/musdb18hq.zip",
+        "md5:12d4f2ecd55245a4688754dd76363103",
+        "per track, mostly non-commercial: see MUSDB18's track list",
+        artist_from="folder",
+    ),
+    "fma-small": PublicCorpus(_FMA + "fma_small.zip", "sha1:ade154f733639d52e35e32f5593efe5be76c6d70", _FMA_LICENCE),
+    "fma-medium": PublicCorpus(_FMA + "fma_medium.zip", "sha1:c67b69ea232021025fca9231fc1c7c1a063ab50b", _FMA_LICENCE),
+    "fma-large": PublicCorpus(_FMA + "fma_large.zip", "sha1:497109f4dd721066b5ce5e5f250ec604dc78939e", _FMA_LICENCE),
+    "fma-full": PublicCorpus(_FMA + "fma_full.zip", "sha1:0f0ace23fbe9ba30ecb7e95f763e435ea802b8ab", _FMA_LICENCE),
+    **{
+        f"mtg-jamendo-{part:02d}": PublicCorpus(_JAMENDO.format(part), f"sha256:{sha256}", _JAMENDO_LICENCE)
+        for part, sha256 in enumerate(_JAMENDO_SHA256)
+    },
+}
 STEM_NAMES = ("song.ogg", "guitar.ogg")  # of one song, to be summed
 EFFECT_FOLDERS = {"sounds", "soundfx", "sfx", "speech"}  # of games: no music in there
 
 
 def is_audio(name: str) -> bool:
     return Path(name).suffix.lower() in AUDIO_SUFFIXES
+
+
+# --- Archives --------------------------------------------------------------------------------------------------------
+
+
+def fetch_corpus(name: str, cache: Path, folder: Path) -> PublicCorpus:
+    """Downloads a corpus into `cache`, verifies it, and unpacks its music into `folder`, unless that is there.
+
+    Raises:
+        ValueError: If it is unknown, or what came is not what its publishers state.
+        OSError: If it cannot be downloaded.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}: known are {', '.join(CORPORA)}")
+    corpus = CORPORA[name]
+    if not folder.exists():
+        file = f"{name}-{corpus.url.rsplit('/', 1)[-1]}"
+        archive = pooch.retrieve(corpus.url, corpus.checksum, file, cache, progressbar=True)
+        with whole_folder(folder) as temporary:
+            unpack(Path(archive), temporary, is_audio)
+    return corpus
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which takes its name when all went well; another process may have been first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as parent:
+        temporary = Path(parent) / folder.name
+        temporary.mkdir()
+        yield temporary
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was first, with the same files
+                raise
+
+
+def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Unpacks the wanted files of a zip or tar archive; `wanted` is asked with each member's name.
+
+    Raises:
+        ValueError: If the archive is broken, or wants to write outside of the folder.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in filter(wanted, archive.namelist()):
+                archive.extract(name, folder)  # never outside: it takes the ways out of a name
+    else:
+        with path.open("rb") as file:
+            unpack_tar(file, folder, wanted)
+
+
+def unpack_tar(file: IO[bytes], folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Does the same for a tar stream, compressed or not; links and devices are neither followed nor made."""
+
+    def chosen(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        return tarfile.data_filter(member, path) if member.isfile() and wanted(member.name) else None
+
+    try:
+        with tarfile.open(fileobj=file, mode="r|*") as archive:
+            archive.extractall(folder, filter=chosen)
+    except tarfile.TarError as error:
+        raise ValueError(f"{getattr(file, 'name', 'the archive')} cannot be unpacked: {error}") from error
 
 
 # --- Debian packages -------------------------------------------------------------------------------------------------
@@ -97,11 +207,7 @@ def cached_package(name: str, records: Sequence[Mapping[str, str]], cache: Path)
     """The package's file in the cache, if one is there whose size and checksum apt knows."""
     for path in sorted(cache.glob(f"{name}_*.deb")):
         for record in records:
-            if int(record["Size"]) == path.stat().st_size:
-                try:
-                    verify(path, "sha256:" + record["SHA256"])
-                except ValueError:
-                    continue
+            if int(record["Size"]) == path.stat().st_size and record["SHA256"] == pooch.file_hash(path):
                 return path
     return None
 
@@ -123,7 +229,8 @@ def fetch_package(name: str, records: Sequence[Mapping[str, str]], cache: Path, 
             assert process.stderr is not None
             raise ValueError(f"apt-get could not download {name}: {process.stderr.read().strip()}")
         bar.update(found[0].stat().st_size - seen)
-        verify(found[0], "sha256:" + records[0]["SHA256"])
+        if pooch.file_hash(found[0]) != records[0]["SHA256"]:
+            raise ValueError(f"{found[0].name} is not the file that apt knows")
         target = cache / found[0].name
         os.replace(found[0], target)
         return target
@@ -135,22 +242,15 @@ def unpack_package(deb: Path, folder: Path) -> None:
     def wanted(name: str) -> bool:
         return is_audio(name) or name.endswith(".pk3") or Path(name).name == "copyright"
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        temporary = Path(name) / folder.name
+    with whole_folder(folder) as temporary:
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             unpack_tar(process.stdout, temporary, wanted)
         if process.returncode:
             raise ValueError(f"dpkg-deb could not unpack {deb}")
-        for archive in temporary.rglob("*.pk3"):
+        for archive in [*temporary.rglob("*.pk3")]:
             unpack(archive, archive.with_suffix(""), is_audio)
             archive.unlink()
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same files
-                raise
 
 
 # --- What is in a folder of music ------------------------------------------------------------------------------------
@@ -310,9 +410,9 @@ def prepare_own(folder: Path, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def prepare_corpus(name: str, out: Path, cache: Path, sha256: str) -> list[dict[str, Any]]:
+def prepare_corpus(name: str, out: Path, cache: Path) -> list[dict[str, Any]]:
     """Download, verify, unpack and inventory a public corpus."""
-    corpus = fetch_corpus(name, "music", cache, out / name, is_audio, sha256)
+    corpus = fetch_corpus(name, cache, out / name)
     rows = []
     for row in take_stock(out, name):
         named = Path(row["path"]).parent.name.split(" - ")[0] if corpus.artist_from == "folder" else row["artist"]
@@ -325,7 +425,6 @@ def prepare_corpus(name: str, out: Path, cache: Path, sha256: str) -> list[dict[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [name for name, corpus in CORPORA.items() if corpus.kind == "music"]
     parser.add_argument("--out", type=Path, default=Path("data/clean"))
     parser.add_argument("--cache", type=Path, default=Path("data/downloads"), help="where downloads are kept")
     parser.add_argument(
@@ -333,9 +432,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--own-folder", type=Path, action="append", default=[], metavar="DIR", help="repeatable")
     parser.add_argument(
-        "--corpus", action="append", default=[], metavar="NAME", help=f"repeatable: {', '.join(names)}"
+        "--corpus", action="append", default=[], metavar="NAME", help=f"repeatable: {', '.join(CORPORA)}"
     )
-    parser.add_argument("--sha256", default="", help="checksum of the corpus, where none is published")
     options = parser.parse_args(arguments)
     try:
         unknown = set(options.packages or ()) - {package.name for package in PACKAGES}
@@ -347,7 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in options.own_folder:
             found += prepare_own(folder, options.out)
         for name in options.corpus:
-            found += prepare_corpus(name, options.out, options.cache, options.sha256)
+            found += prepare_corpus(name, options.out, options.cache)
         rows = merge_rows(options.out / "inventory.jsonl", found)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

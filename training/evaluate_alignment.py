@@ -1,6 +1,6 @@
 """Alignment put to the test: recordings of one concert must be aligned, those of another performance refused.
 
-    python -m training.evaluate_alignment --data data --out build/alignment --cases 100 --impostors 100
+    python -m training.evaluate_alignment --material data/material --out build/alignment --cases 100 --impostors 100
 
 One JSON file per case under `--out`: the same command goes on where it was stopped. Ends with a table in Markdown
 (`alignment.md`), with the figures that are aimed at, and audio-offset-finder for comparison where it is installed
@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 from pipeline_aud2studio.alignment import align
 from pipeline_aud2studio.files import atomic_path
 from pipeline_aud2studio.recording import Recording
-from training.alignment_cases import SAMPLE_RATE, Library, Take, make_case, make_impostors
+from training.alignment_cases import SAMPLE_RATE, Take, make_case, make_impostors, open_material
 from training.bench import peak_rss_mb, write_recording
+from training.data.material import Material
 from training.jsonl import write_json
 
 GOOD_MS, EXACT_MS = 0.1, 0.02
@@ -47,7 +48,9 @@ Method = Callable[[Files], list[dict[str, Any]]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with clean, rirs and noise")
+    parser.add_argument(
+        "--material", type=Path, default=Path("data/material"), help="what training.data.material prepared"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/alignment"), help="results and table")
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--impostors", type=int, default=100, help="pairs of different performances")
@@ -65,20 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.hours:
         print(measure_long(3600 * args.hours, args.temporary))
         return
-    library = Library.load(args.data)
+    material = open_material(Material.open(args.material))
     methods: dict[str, Method] = {"aud2studio": run_ours}
     if not args.no_peer and peer_available():
         methods["audio-offset-finder"] = run_peer
 
     def case(seed: int, folder: Path) -> dict[str, Any]:
-        takes, waveforms, about = make_case(seed, library, args.minutes, args.max_offset_min, args.max_drift_ppm)
+        takes, waveforms, about = make_case(seed, material, args.minutes, args.max_offset_min, args.max_drift_ppm)
         files = save(folder, waveforms, [take.sample_rate for take in takes])
         del waveforms
         scores = {name: score(timed(run, files), takes) for name, run in methods.items()}
-        return {**about, "takes": [describe(take) for take in takes], "results": scores}
+        return {**about, "takes": [vars(take) for take in takes], "results": scores}
 
     def impostor(seed: int, folder: Path) -> dict[str, Any]:
-        waveforms, rates, about = make_impostors(seed, library, args.impostor_minutes)
+        waveforms, rates, about = make_impostors(seed, material, args.impostor_minutes)
         files = save(folder, waveforms, rates)
         del waveforms
         rows = {name: [{**timed(run, files)[0], "segments": None}] for name, run in methods.items()}
@@ -127,10 +130,6 @@ def save(folder: Path, waveforms: Sequence[np.ndarray], rates: Sequence[int]) ->
     for path, waveform, rate in zip(paths, waveforms, rates, strict=True):
         soundfile.write(path, waveform.T, rate, subtype="PCM_16")
     return paths
-
-
-def describe(take: Take) -> dict[str, Any]:
-    return {**vars(take), "device": vars(take.device)}
 
 
 def timed(run: Method, files: Files) -> list[dict[str, Any]]:

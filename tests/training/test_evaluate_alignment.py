@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
-from training.alignment_cases import SAMPLE_RATE, Library, Take, make_impostors
-from training.device import Device
+from training.alignment_cases import Take, crowds_apart, record
+from training.data.material import SAMPLE_RATE, Material, Sound
 from training.evaluate_alignment import plot_errors, score, tabulate
-from training.sources import Roots
 
 
 def take(start_s: float, drift_ppm: float, polarity: int = 1) -> Take:
-    return Take(start_s, 100.0, drift_ppm, polarity, 10.0, 44100, Device())
+    return Take(start_s, 100.0, drift_ppm, polarity, 10.0, 44100, {})
 
 
 def estimate(offset_s: float, drift_ppm: float, accepted: bool = True) -> dict[str, Any]:
@@ -51,24 +49,29 @@ def test_every_method_is_measured_by_its_own_cases(tmp_path: Path) -> None:
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_nights_have_different_crowds(tmp_path: Path) -> None:
-    def tone(frequency_hz: float) -> str:
-        seconds = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
-        soundfile.write(
-            tmp_path / f"{frequency_hz}.wav", 0.3 * np.sin(2 * np.pi * frequency_hz * seconds), SAMPLE_RATE
-        )
-        return f"{frequency_hz}.wav"
+def test_recorders_have_audiences_of_their_own(tmp_path: Path) -> None:
+    kinds = ("applause", "speech", "music")
+    sounds = [Sound(tmp_path / f"{kind}{n}.npy", kind, "", "", "", 100) for kind in kinds for n in range(4)]
+    apart = crowds_apart(Material(tmp_path, tuple(sounds), (), (), ()), 2)
+    mine, theirs = ({sound.path.stem for sound in each.sounds} for each in apart)
+    assert mine == {"applause0", "applause2", "speech0", "speech2"}
+    assert theirs == {"applause1", "applause3", "speech1", "speech3"}
 
-    soundfile.write(tmp_path / "room.wav", np.eye(64, 2), SAMPLE_RATE)
-    library = Library(
-        Roots(tmp_path, tmp_path, tmp_path),
-        [{"path": tone(440.0)}, {"path": tone(550.0)}],
-        [{"path": "room.wav", "num_mics": 2, "mic_channels": 1}],
-        [{"path": tone(1000.0)}, {"path": tone(1700.0)}],
-    )
-    for seed in (0, 2):
-        files, rates, _ = make_impostors(seed, library, (0.05, 0.06))
-        for night, (waveform, rate) in enumerate(zip(files, rates, strict=True)):
-            spectrum = np.abs(np.fft.rfft(waveform[0] * np.hanning(waveform.shape[1])))
-            levels = [spectrum[round(hz * waveform.shape[1] / rate)] for hz in (1000.0, 1700.0)]
-            assert levels[night] > 10 * levels[1 - night]
+
+def test_a_recording_is_where_and_as_its_take_says(tmp_path: Path) -> None:
+    """White noise through a recorder that adds nothing but a start, a polarity and a clock 100 millionths too fast."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "crowd.npy", rng.integers(-9, 9, (1, SAMPLE_RATE), np.int16))
+    sounds = [Sound(tmp_path / "crowd.npy", kind, "", "", "", SAMPLE_RATE) for kind in ("applause", "speech")]
+    material = Material(tmp_path, tuple(sounds), (), (), ())
+    concert = rng.standard_normal(8 * SAMPLE_RATE).astype(np.float32)
+    silent = Take(2.0, 5.0, 100.0, -1, 200.0, 44100, {"spread_db": 0.0, "tilt_db": 0.0})
+    found = record(rng, material, concert, np.eye(2, 64), silent)
+    assert found.shape == (2, round(5 * SAMPLE_RATE * 1.0001)) and np.abs(found).max() == pytest.approx(0.5)
+    for at_s in (1.0, 4.0):
+        event = round((2 + at_s) * SAMPLE_RATE)
+        first = round(at_s * 1.0001 * SAMPLE_RATE)
+        mine, theirs = found[0, first - 500 : first + 500], concert[event - 500 : event + 500]
+        correlation = np.correlate(mine, theirs, "full") / np.linalg.norm(mine) / np.linalg.norm(theirs)
+        peak = int(np.argmax(np.abs(correlation)))
+        assert peak == 999 and correlation[peak] < -0.6  # between two samples

@@ -30,10 +30,9 @@ from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import Waveform, resample
 from pipeline_aud2studio.precision import preferred_dtype
 from training.frechet import embed, frechet_distance, gaussian
-from training.perceptual import pesq_on_speech
+from training.perceptual import SAMPLE_RATE as SRMR_RATE
+from training.perceptual import pesq_on_speech, srmr
 from training.remote_code import remote_code_files
-from training.srmr import SAMPLE_RATE as SRMR_RATE
-from training.srmr import srmr
 
 from .clips import SAMPLE_RATE, Clip, load_clips
 from .metrics import balance_error, gap_excess, log_spectral_distance, multi_resolution_stft, si_sdr
