@@ -15,6 +15,7 @@ from training.data.audience import draw_audience
 from training.data.material import CURVE_HZ, HOLDOUT, SAMPLE_RATE, Material, allowed, third_octaves_db
 from training.data.recorder import automatic_gain, gain_at, recorder_curve_db
 from training.data.responses import Place, draw_place, early_part
+from training.data.rooms import energy_ratio_db, t20_s
 from training.data.scenes import (
     CONDITIONS,
     MAX_DRIFT_PPM,
@@ -25,9 +26,8 @@ from training.data.scenes import (
     draw_layout,
     main,
 )
-from training.rooms import energy_ratio_db, t20_s
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECONDS = 2.5
 
 

@@ -1,12 +1,12 @@
 """Alignment put to the test: recordings of one concert must be aligned, those of another performance refused.
 
-    python -m training.evaluate_alignment --material data/material --out build/alignment --cases 100 --impostors 100
+    python -m training.evaluation.alignment --material data/material --out build/alignment --cases 100 --impostors 100
 
 One JSON file per case under `--out`: the same command goes on where it was stopped. Ends with a table in Markdown
 (`alignment.md`), with the figures that are aimed at, and audio-offset-finder for comparison where it is installed
 (`pip install --no-deps audio-offset-finder`, it asks for an older numpy than it needs).
 
-    python -m training.evaluate_alignment --hours 3         # the time and memory that two long recordings take
+    python -m training.evaluation.alignment --hours 3         # the time and memory that two long recordings take
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from tqdm.auto import tqdm
 from pipeline_aud2studio.alignment import align
 from pipeline_aud2studio.files import atomic_path
 from pipeline_aud2studio.recording import Recording
-from training.alignment_cases import SAMPLE_RATE, Take, make_case, make_impostors, open_material
-from training.bench import peak_rss_mb, write_recording
 from training.data.material import Material
 from training.jsonl import write_json
+
+from .alignment_cases import SAMPLE_RATE, Take, make_case, make_impostors, open_material
+from .bench import peak_rss_mb, write_recording
 
 GOOD_MS, EXACT_MS = 0.1, 0.02
 # What is aimed at in the table's first four columns, in percent.

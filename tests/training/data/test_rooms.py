@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.rooms import decay_end, energy_ratio_db, from_direct_path, onset, t20_s, tidy
+from training.data.rooms import decay_end, energy_ratio_db, from_direct_path, onset, t20_s, tidy
 
 RATE = 44100
 

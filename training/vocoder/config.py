@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .config import (
+from training.config import (
     NonNegativeFloat,
     NonNegativeInt,
     OptimizerConfig,
@@ -108,7 +108,7 @@ class VocoderLossConfig(Section):
 
 
 class VocoderDataConfig(Section):
-    clean_music_dir: Path = Path("data/clean")  # with the inventory.jsonl that `training.corpora` writes
+    clean_music_dir: Path = Path("data/clean")  # with the inventory.jsonl that `training.data.corpora` writes
     min_level_db: float = -45.0  # RMS that an example is brought to, dB below full scale, uniform
     max_level_db: float = -12.0
     num_threads: PositiveInt = 1  # threads that decode music ahead

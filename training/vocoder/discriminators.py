@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from .vocoder_config import DiscriminatorConfig
+from .config import DiscriminatorConfig
 
 SLOPE = 0.1  # of the leaky ReLUs
 JUDGED_RMS = 0.1  # -20 dBFS, to which every clean crop is brought: the crops' levels differ by 30 dB and more

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.alignment_cases import Take, crowds_apart, record
 from training.data.material import SAMPLE_RATE, Material, Sound
-from training.evaluate_alignment import plot_errors, score, tabulate
+from training.evaluation.alignment import plot_errors, score, tabulate
+from training.evaluation.alignment_cases import Take, crowds_apart, record
 
 
 def take(start_s: float, drift_ppm: float, polarity: int = 1) -> Take:

@@ -10,8 +10,15 @@ import torch
 from scipy import signal
 
 from pipeline_aud2studio.audio import resample
-from training.perceptual import MODULATION_HZ, centre_frequencies, gammatone, pesq_on_speech, speech_segments, srmr
-from training.perceptual import SAMPLE_RATE as LOW_RATE
+from training.evaluation.perceptual import (
+    MODULATION_HZ,
+    centre_frequencies,
+    gammatone,
+    pesq_on_speech,
+    speech_segments,
+    srmr,
+)
+from training.evaluation.perceptual import SAMPLE_RATE as LOW_RATE
 
 SAMPLE_RATE = 44_100
 SPEECH = Path(__file__).parent / "speech.ogg"  # espeak-ng reads two sentences, 16 kHz

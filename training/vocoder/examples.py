@@ -16,15 +16,15 @@ from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.conditioning import unet_condition
 from pipeline_aud2studio.features import PATCH, Features
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
+from training.data.batches import SceneLoader
+from training.data.examples import EXAMPLES_PER_SCENE
+from training.data.material import Material
+from training.data.scenes import SceneRenderer
+from training.jsonl import read_rows
+from training.schedule import step_seed
 
-from .data.batches import SceneLoader
-from .data.examples import EXAMPLES_PER_SCENE
-from .data.material import Material
-from .data.scenes import SceneRenderer
-from .jsonl import read_rows
-from .schedule import step_seed
-from .vocoder_config import VocoderConfig
-from .vocoder_data import MusicCrops, batches
+from .config import VocoderConfig
+from .data import MusicCrops, batches
 
 VALIDATION_SEED = 1
 VALIDATION_LEVEL_DB = -23.0

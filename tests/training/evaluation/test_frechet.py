@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import linalg
 
-from training.frechet import (
+from training.evaluation.frechet import (
     PATCH_FRAMES,
     WEIGHTS,
     Gaussian,

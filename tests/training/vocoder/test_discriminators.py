@@ -11,7 +11,9 @@ import torch
 from diffusers import MMAudioVocoder
 from safetensors.torch import load_file
 
-from training.discriminators import (
+from training.sources import Roots
+from training.vocoder.config import DiscriminatorConfig, VocoderConfig
+from training.vocoder.discriminators import (
     Discriminators,
     Judgement,
     PeriodDiscriminator,
@@ -22,9 +24,7 @@ from training.discriminators import (
     frozen,
     level_gain,
 )
-from training.sources import Roots
-from training.vocoder_config import DiscriminatorConfig, VocoderConfig
-from training.vocoder_trainer import VocoderTrainer
+from training.vocoder.trainer import VocoderTrainer
 
 SMALL = DiscriminatorConfig(
     periods=(2, 3), period_channels=2, resolutions=((256, 64, 256), (512, 128, 512)), resolution_channels=2

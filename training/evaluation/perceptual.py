@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import fft, signal
 
 from pipeline_aud2studio.audio import resample
-from training.evaluation.metrics import checked
+
+from .metrics import checked
 
 SAMPLE_RATE = 16_000  # of both
 # A talker pauses: shares of 10 ms frames between 200 Hz and 4 kHz, and of the envelope's modulation at 2 to 8 Hz.

@@ -15,9 +15,10 @@ from hub_server import TOKEN, environment
 from safetensors.torch import load_file, save_file
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from training import export_hub, hub_verify, remote_code
 from training.checkpoints import save_checkpoint
 from training.config import parse_config
+from training.hub import export, remote_code
+from training.hub import verify as verification
 
 REPO = "org/aud2studio"
 
@@ -34,12 +35,12 @@ def checkpoint(toy_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("export") / "repository"
-    assert export_hub.main(["--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert export.main(["--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     return out
 
 
 def outputs(pipeline: DiffusionPipeline) -> np.ndarray:
-    return hub_verify.read_outs(pipeline, *hub_verify.excerpt())
+    return verification.read_outs(pipeline, *verification.excerpt())
 
 
 def test_the_folder_is_a_complete_repository(exported):
@@ -65,20 +66,20 @@ def test_verification_sees_weights_that_differ(exported, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", exported, broken], check=True)
     monkeypatch.setattr(
-        hub_verify, "remote_read_outs", lambda folder, *audio: outputs(Aud2StudioPipeline.from_pretrained(folder))
+        verification, "remote_read_outs", lambda folder, *audio: outputs(Aud2StudioPipeline.from_pretrained(folder))
     )
     path = broken / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     save_file({name: -tensor for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(hub_verify.VerificationError, match="fp16 variant differs"):
-        hub_verify.verify(broken)
+    with pytest.raises(verification.VerificationError, match="fp16 variant differs"):
+        verification.verify(broken)
     monkeypatch.undo()
-    monkeypatch.setattr(hub_verify, "REMOTE", "raise ImportError('aud2studio_of_tomorrow')")
-    with pytest.raises(hub_verify.VerificationError, match="without the package: ImportError: aud2studio_of_tomorrow"):
-        hub_verify.remote_read_outs(broken, *hub_verify.excerpt())
+    monkeypatch.setattr(verification, "REMOTE", "raise ImportError('aud2studio_of_tomorrow')")
+    with pytest.raises(verification.VerificationError, match="without the package: ImportError: aud2studio_of_tom"):
+        verification.remote_read_outs(broken, *verification.excerpt())
 
 
 def test_the_bare_environment_has_neither_this_package_nor_what_only_files_need(tmp_path):
-    python = hub_verify.bare_environment(tmp_path / "venv")
+    python = verification.bare_environment(tmp_path / "venv")
     code = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])"
     names = ["pipeline_aud2studio", "training", "soundfile", "av", "matplotlib", "torch", "diffusers", "soxr"]
     found = subprocess.run([python, "-I", "-c", code.format(names)], capture_output=True, text=True, check=True)
@@ -111,7 +112,7 @@ def test_a_training_checkpoint_exports_its_averaged_weights(tmp_path, toy_pipeli
             },
         }
     )
-    unet, encoder = export_hub.build_unet(config), export_hub.build_condition_encoder(config)
+    unet, encoder = export.build_unet(config), export.build_condition_encoder(config)
     models = {"unet": unet, "condition_encoder": encoder}
     current = {
         f"{name}.{key}": value.detach() for name, model in models.items() for key, value in model.named_parameters()
@@ -121,9 +122,9 @@ def test_a_training_checkpoint_exports_its_averaged_weights(tmp_path, toy_pipeli
         tmp_path, 7, {"model": current, "ema": averaged}, {"config": config.model_dump(mode="json")}
     )
     with pytest.raises(ValueError, match="has no vocoder"):
-        export_hub.load_pipeline(folder)
+        export.load_pipeline(folder)
     toy_pipeline.vocoder.save_pretrained(tmp_path / "vocoder")
-    pipeline = export_hub.load_pipeline(folder, tmp_path / "vocoder")
+    pipeline = export.load_pipeline(folder, tmp_path / "vocoder")
     for name, parameter in pipeline.unet.named_parameters():
         torch.testing.assert_close(parameter, averaged[f"unet.{name}"])
     del averaged["unet.conv_in.weight"]
@@ -131,7 +132,7 @@ def test_a_training_checkpoint_exports_its_averaged_weights(tmp_path, toy_pipeli
         tmp_path, 8, {"ema": averaged, "model": current}, {"config": config.model_dump(mode="json")}
     )
     with pytest.raises(ValueError, match="conv_in.weight is missing"):
-        export_hub.load_pipeline(broken, tmp_path / "vocoder")
+        export.load_pipeline(broken, tmp_path / "vocoder")
 
 
 @pytest.mark.parametrize("case", ["missing", "run", "no card", "out is used"])
@@ -148,7 +149,7 @@ def test_bad_input_gets_one_sentence_and_loses_nothing(case, checkpoint, tmp_pat
         out.mkdir()
         (out / "thesis.txt").write_text("years of work")
         sentence = "not an earlier export"
-    assert export_hub.main(["--checkpoint", str(source), "--out", str(out)]) == 1
+    assert export.main(["--checkpoint", str(source), "--out", str(out)]) == 1
     captured = capsys.readouterr().err
     assert sentence in captured and captured.count("\n") == 1
     assert not out.exists() or (out / "thesis.txt").read_text() == "years of work"
@@ -161,12 +162,12 @@ def test_float16_that_overflows_is_refused(toy_pipeline, tmp_path):
     pipeline = Aud2StudioPipeline(**parts)
     parts["unet"].conv_in.weight.data[0] = 1e5
     with pytest.raises(ValueError, match="conv_in.weight is beyond the range of float16"):
-        export_hub.halved(pipeline)
+        export.halved(pipeline)
 
 
 def test_push_and_every_way_of_loading_it_back(hub, exported, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
-    commit = export_hub.push_folder(exported, REPO, private=True, tag="v1", message="First")
+    commit = export.push_folder(exported, REPO, private=True, tag="v1", message="First")
     repository = hub.repositories["models", REPO]
     assert repository.private and repository.tags == {"v1": commit}
     tree = {path: content for path, content in repository.commits[commit].items() if path != ".gitattributes"}
@@ -176,25 +177,25 @@ def test_push_and_every_way_of_loading_it_back(hub, exported, tmp_path, caplog):
     writes = [who for method, path, who in hub.requests if method in ("POST", "PUT") and "/lfs/" not in path[:5]]
     assert set(writes) == {f"Bearer {TOKEN}"}
 
-    waveform, sampling_rate = hub_verify.excerpt()
+    waveform, sampling_rate = verification.excerpt()
     np.save(tmp_path / "in.npy", waveform)
     expected = outputs(Aud2StudioPipeline.from_pretrained(exported))
     found = with_package(environment(hub, tmp_path / "home"), tmp_path / "in.npy", sampling_rate)
-    found["bare"] = hub_verify.remote_read_outs(REPO, waveform, sampling_rate, environment(hub, tmp_path / "other"))
+    found["bare"] = verification.remote_read_outs(REPO, waveform, sampling_rate, environment(hub, tmp_path / "other"))
     # Offline the package loads what the first load left in the cache.
     asked = len(hub.requests)
     offline = {**environment(hub, tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     found["offline"] = with_package(offline, tmp_path / "in.npy", sampling_rate)["by import"]
     assert len(hub.requests) == asked
     for way, result in found.items():
-        np.testing.assert_allclose(result, expected, atol=hub_verify.TOLERANCE, err_msg=way)
+        np.testing.assert_allclose(result, expected, atol=verification.TOLERANCE, err_msg=way)
 
 
 WITH_PACKAGE = """
 import sys, numpy as np, torch
 import pipeline_aud2studio
 from diffusers import DiffusionPipeline
-from training.hub_verify import read_outs
+from training.hub.verify import read_outs
 repo, audio, rate = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
 found = {"by import": DiffusionPipeline, "concrete": pipeline_aud2studio.Aud2StudioPipeline}
 pipelines = {way: kind.from_pretrained(repo) for way, kind in found.items()}
@@ -214,27 +215,27 @@ def with_package(variables: dict[str, str], audio: Path, sampling_rate: int) -> 
 def test_a_push_that_broke_off_goes_on(hub, exported):
     hub.uploads_until_failure = 2
     with pytest.raises(ValueError, match="the same command goes on"):
-        export_hub.push_folder(exported, REPO, private=False, tag="v1", message="First")
+        export.push_folder(exported, REPO, private=False, tag="v1", message="First")
     repository = hub.repositories["models", REPO]
     assert len(hub.objects) == 2 and repository.tags == {}
     assert list(repository.commits[repository.head]) == [".gitattributes"]  # nobody sees half of it
     hub.uploads_until_failure, before = None, hub.counted("PUT", "/lfs/")
-    commit = export_hub.push_folder(exported, REPO, private=False, tag="v1", message="First")
+    commit = export.push_folder(exported, REPO, private=False, tag="v1", message="First")
     assert hub.counted("PUT", "/lfs/") - before == 4  # the other four of six
-    assert export_hub.push_folder(exported, REPO, private=False, tag="v1", message="Again") == commit
+    assert export.push_folder(exported, REPO, private=False, tag="v1", message="Again") == commit
     assert len(repository.commits) == 2
 
 
 def test_another_state_replaces_files_and_never_a_tag(hub, exported, tmp_path):
-    first = export_hub.push_folder(exported, REPO, private=False, tag="v1", message="First")
+    first = export.push_folder(exported, REPO, private=False, tag="v1", message="First")
     second = tmp_path / "second"
     subprocess.run(["cp", "-r", exported, second], check=True)
     (second / "takes.py").rename(second / "renamed.py")
     with pytest.raises(ValueError, match=r"tag v1 .* another state \(renamed.py, takes.py differ\)"):
-        export_hub.push_folder(second, REPO, private=False, tag="v1", message="Second")
+        export.push_folder(second, REPO, private=False, tag="v1", message="Second")
     repository = hub.repositories["models", REPO]
     assert repository.head == first
-    export_hub.push_folder(second, REPO, private=False, tag="v2", message="Second")
+    export.push_folder(second, REPO, private=False, tag="v2", message="Second")
     assert (
         "takes.py" not in repository.commits[repository.head] and "renamed.py" in repository.commits[repository.head]
     )
@@ -244,10 +245,10 @@ def test_another_state_replaces_files_and_never_a_tag(hub, exported, tmp_path):
 def test_without_a_token_and_without_a_hub(hub, exported, monkeypatch, tmp_path):
     (tmp_path / "home" / "token").write_text("hf_wrong")
     with pytest.raises(ValueError, match="could not be pushed.*401"):
-        export_hub.push_folder(exported, REPO, private=False, tag=None, message="x")
+        export.push_folder(exported, REPO, private=False, tag=None, message="x")
     (tmp_path / "home" / "token").unlink()
     with pytest.raises(ValueError, match="no token"):
-        export_hub.push_folder(exported, REPO, private=False, tag=None, message="x")
+        export.push_folder(exported, REPO, private=False, tag=None, message="x")
 
 
 def test_a_bad_card_is_refused_before_anything_is_uploaded(hub, exported, tmp_path):
@@ -255,5 +256,5 @@ def test_a_bad_card_is_refused_before_anything_is_uploaded(hub, exported, tmp_pa
     subprocess.run(["cp", "-r", exported, bad], check=True)
     (bad / "README.md").write_text("---\nlicense: finders-keepers\n---\n# toy\n")
     with pytest.raises(ValueError, match="license"):
-        export_hub.push_folder(bad, REPO, private=False, tag=None, message="x")
+        export.push_folder(bad, REPO, private=False, tag=None, message="x")
     assert not hub.objects

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from training import corpora
-from training.corpora import (
+from training.data import corpora
+from training.data.corpora import (
     PACKAGES,
     Package,
     PublicCorpus,

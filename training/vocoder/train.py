@@ -1,7 +1,7 @@
 """Trains a BigVGAN-v2 vocoder.
 
-    python -m training.train_vocoder --config training/configs/vocoder_tiny.yaml --output_dir runs/vocoder_tiny
-    python -m training.train_vocoder --config ... --output_dir ... --resume_from_checkpoint latest
+    python -m training.vocoder.train --config training/configs/vocoder_tiny.yaml --output_dir runs/vocoder_tiny
+    python -m training.vocoder.train --config ... --output_dir ... --resume_from_checkpoint latest
 
 Three phases, each a run of its own from the weights of the one before (`--init_from runs/BEFORE/export`): spectral
 losses on clean music; with `loss.adversarial`, discriminators; with `data.restored_from`, the mels that a pipeline
@@ -23,16 +23,19 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoints import find_checkpoint
-from .train import last_checkpoint
-from .trainer import StopRequest, TrainingStopped
-from .vocoder_config import load_vocoder_config
-from .vocoder_trainer import VocoderTrainer
+from training.checkpoints import find_checkpoint
+from training.train import last_checkpoint
+from training.trainer import StopRequest, TrainingStopped
+
+from .config import load_vocoder_config
+from .trainer import VocoderTrainer
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="train_vocoder.py", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.vocoder.train", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
     parser.add_argument(
         "--set",
@@ -75,17 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.init_from is not None:
             trainer.init_from(arguments.init_from)
     except ValueError as error:
-        print(f"train_vocoder.py: {error}", file=sys.stderr)
+        print(f"vocoder.train: {error}", file=sys.stderr)
         return 2
     stop = StopRequest()
     try:
         trainer.fit(stop, arguments.max_train_minutes)
     except TrainingStopped as error:
-        print(f"train_vocoder.py: {error}. {last_checkpoint(output_dir)}", file=sys.stderr)
+        print(f"vocoder.train: {error}. {last_checkpoint(output_dir)}", file=sys.stderr)
         return 1
     except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
         print(
-            f"train_vocoder.py: stopped after step {trainer.step}: {error}. {last_checkpoint(output_dir)}"
+            f"vocoder.train: stopped after step {trainer.step}: {error}. {last_checkpoint(output_dir)}"
             " Put it right, and --resume_from_checkpoint latest goes on.",
             file=sys.stderr,
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline_aud2studio.spectral import BandTransform
 
-from .vocoder_config import FrontEndConfig, GeneratorConfig, VocoderConfig, VocoderLossConfig
+from .config import FrontEndConfig, GeneratorConfig, VocoderConfig, VocoderLossConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # auraloss imports librosa lazily and warns of what it does not need

@@ -1,7 +1,7 @@
 """How fast, and in how much memory: a table of this machine's figures for the shipped weights, from file to file.
 
-    make bench                                                      # or: python -m training.bench
-    python -m training.bench --only default --seconds 3600 --threads 2
+    make bench                                                      # or: python -m training.evaluation.bench
+    python -m training.evaluation.bench --only default --seconds 3600 --threads 2
 
 Every case runs in a process of its own, because peak memory is a property of the process.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-EXAMPLE = Path(__file__).parents[1] / "spaces_app" / "examples" / "degraded.flac"
+EXAMPLE = Path(__file__).parents[2] / "spaces_app" / "examples" / "degraded.flac"
 CASES: dict[str, list[str]] = {
     "default": [],
     "float32": ["--dtype", "float32"],
@@ -105,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = ["| case | real-time factor | processor time | peak memory |", "| --- | --- | --- | --- |"]
     for name in tqdm(options.only, desc="bench"):
         words = ["--case", name, "--seconds", str(options.seconds), "--threads", str(options.threads)]
-        done = subprocess.run([sys.executable, "-m", "training.bench", *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "training.evaluation.bench", *words], capture_output=True, text=True
+        )
         if done.returncode or json.loads(done.stdout.splitlines()[-1])["status"]:
             lines.append(f"| {name} | failed: {done.stderr.strip().splitlines()[-1:]} | | |")
             continue

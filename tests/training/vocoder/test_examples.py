@@ -12,10 +12,10 @@ from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.analysis import analyzed
 from pipeline_aud2studio.source import ArraySource, Padded
 from pipeline_aud2studio.takes import level_gain, rms
-from training.vocoder_config import VocoderConfig
-from training.vocoder_examples import RestoredMels, restored_log_mel
-from training.vocoder_objective import front_end
-from training.vocoder_trainer import VocoderTrainer
+from training.vocoder.config import VocoderConfig
+from training.vocoder.examples import RestoredMels, restored_log_mel
+from training.vocoder.objective import front_end
+from training.vocoder.trainer import VocoderTrainer
 
 CHUNK = 32 * 1024  # samples of a chunk of the toy pipeline
 CPU = torch.device("cpu")

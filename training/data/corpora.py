@@ -1,8 +1,8 @@
 """Clean music: fetch it, unpack it, and write down what is there.
 
-    python -m training.corpora --out data/clean                         # the soundtracks of free games, from Debian
-    python -m training.corpora --out data/clean --own-folder ~/masters  # and your own music, one folder an artist
-    python -m training.corpora --out data/clean --corpus musdb18-hq     # and a public corpus
+    python -m training.data.corpora --out data/clean  # the soundtracks of free games, from Debian
+    python -m training.data.corpora --out data/clean --own-folder ~/masters  # and your own music, one folder an artist
+    python -m training.data.corpora --out data/clean --corpus musdb18-hq  # and a public corpus
 
 Everything ends in `inventory.jsonl` below `--out`: a row for every track of "tier A", that is stereo, at least 44.1
 kHz, 15 kHz of bandwidth and 10 s. Splits are disjoint by artist (Debian: by package). Call it again to go on where it

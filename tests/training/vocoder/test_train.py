@@ -16,15 +16,14 @@ from safetensors.torch import load_file
 from pipeline_aud2studio.spectral import BandTransform
 from training.build import build_optimizer
 from training.config import ConfigError
-from training.griffin_lim import griffin_lim
 from training.jsonl import read_rows
 from training.schedule import learning_rate
 from training.sources import Roots
-from training.train_vocoder import main
-from training.vocoder_config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
-from training.vocoder_data import MusicCrops, batches
-from training.vocoder_examples import CleanMels
-from training.vocoder_objective import (
+from training.vocoder.config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
+from training.vocoder.data import MusicCrops, batches
+from training.vocoder.examples import CleanMels
+from training.vocoder.griffin_lim import griffin_lim
+from training.vocoder.objective import (
     ENDS,
     SpectralObjective,
     build_vocoder,
@@ -32,9 +31,10 @@ from training.vocoder_objective import (
     generator_arguments,
     log_mel_distance,
 )
-from training.vocoder_trainer import VocoderTrainer
+from training.vocoder.train import main
+from training.vocoder.trainer import VocoderTrainer
 
-CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 SAMPLE_RATE = 44_100
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .sources import inside, read_span
+from training.sources import inside, read_span
 
 SILENCE_RMS = 10 ** (-55 / 20)  # crops below are drawn again: scaled up they would be a codec's noise
 MAX_PEAK = 0.98

@@ -5,7 +5,7 @@ import pytest
 from scipy import signal
 
 from training.data.halls import AIR_PER_M, HIGHS_DECAY, OCTAVES_HZ, shaped_noise, simulate, wall_absorption
-from training.rooms import t20_s, tidy
+from training.data.rooms import t20_s, tidy
 
 SAMPLE_RATE = 44100
 

@@ -1,6 +1,6 @@
 """The model card, generated from the weights, the run and the benchmark; no figure in it is typed.
 
-    python -m training.model_card --weights DIR --run runs/tiny --material data/material --report
+    python -m training.hub.card --weights DIR --run runs/tiny --material data/material --report
     build/benchmark/test/report.md
 
 Writes `training.json`, the run's record, and `README.md` beside the weights. Called again without `--run`, it keeps
@@ -28,7 +28,7 @@ from training.data.scenes import CONDITIONS, SECONDS
 from training.jsonl import write_json
 from training.record import STARTS_FILE
 
-TEMPLATES = Path(__file__).parents[1] / "model_card"
+TEMPLATES = Path(__file__).parents[2] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
 RECORD = "training.json"
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = options.report.read_text(encoding="utf-8") if options.report else None
         card = render_card(options.weights, record, report)
     except (OSError, ValueError) as error:
-        print(f"model_card: {error}", file=sys.stderr)
+        print(f"card: {error}", file=sys.stderr)
         return 1
     (options.weights / "README.md").write_text(card, encoding="utf-8")
     print(options.weights / "README.md")

@@ -16,8 +16,8 @@ from diffusers import MMAudioVocoder
 from torch import nn
 from tqdm.auto import tqdm
 
-from .build import build_optimizer
-from .checkpoints import (
+from training.build import build_optimizer
+from training.checkpoints import (
     History,
     Tensors,
     atomic_folder,
@@ -27,6 +27,12 @@ from .checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
+from training.record import note_start
+from training.schedule import averaged, learning_rate
+from training.trainer import TrainingStopped, prepare_cpu
+from training.validation import write_pictures
+
+from .config import VocoderConfig
 from .discriminators import (
     Discriminators,
     adversarial_loss,
@@ -35,14 +41,9 @@ from .discriminators import (
     frozen,
     level_gain,
 )
+from .examples import Example, open_examples
 from .griffin_lim import griffin_lim
-from .record import note_start
-from .schedule import averaged, learning_rate
-from .trainer import TrainingStopped, prepare_cpu
-from .validation import write_pictures
-from .vocoder_config import VocoderConfig
-from .vocoder_examples import Example, open_examples
-from .vocoder_objective import ENDS, SpectralObjective, build_vocoder, distances, front_end, vocode
+from .objective import ENDS, SpectralObjective, build_vocoder, distances, front_end, vocode
 
 LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
 

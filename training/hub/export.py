@@ -1,7 +1,7 @@
 """Writes a complete repository for the Hub, checks it, and pushes it if asked to.
 
-    python -m training.export_hub --checkpoint runs/tiny/best-4000 --out build/hub
-    python -m training.export_hub --checkpoint runs/tiny/best-4000 --out build/hub --push org/aud2studio --private
+    python -m training.hub.export --checkpoint runs/tiny/best-4000 --out build/hub
+    python -m training.hub.export --checkpoint runs/tiny/best-4000 --out build/hub --push org/aud2studio --private
 
 The folder holds the pipeline as stock components (safetensors, float32 and the `fp16` variant), `pipeline.py` and its
 siblings as remote code, the model card with its figures, the training record and the licence. It is loaded in every
@@ -29,13 +29,13 @@ import transformers
 from diffusers import MMAudioVocoder
 
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
+from training.build import build_condition_encoder, build_pipeline, build_unet
+from training.checkpoints import STATE_FILE, atomic_folder, load_checkpoint
+from training.config import parse_config
 
-from .build import build_condition_encoder, build_pipeline, build_unet
-from .checkpoints import STATE_FILE, atomic_folder, load_checkpoint
-from .config import parse_config
-from .hub import push_folder
-from .hub_verify import verify
+from .push import push_folder
 from .remote_code import PACKAGE, remote_code_files
+from .verify import verify
 
 LICENCE = PACKAGE.parent / "LICENSE"
 HALF = "fp16"
@@ -165,7 +165,7 @@ def collect_documents(checkpoint: Path, folder: Path) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.export_hub", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m training.hub.export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--checkpoint", type=Path, default=shipped_weights(), help="a pipeline's folder or a run's checkpoint-STEP"
     )
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             commit = push_folder(options.out, options.push, private=options.private, tag=options.tag, message=message)
             print(f"{options.push} holds it as {options.tag}, commit {commit}")
     except (ValueError, OSError) as error:
-        print(f"export_hub: {error}", file=sys.stderr)
+        print(f"export: {error}", file=sys.stderr)
         return 1
     return 0
 
