@@ -41,6 +41,7 @@ from .checkpoints import (
     atomic_folder,
     load_checkpoint,
     load_optimizer_tensors,
+    note_start,
     optimizer_tensors,
     prune_checkpoints,
     save_checkpoint,
@@ -49,7 +50,6 @@ from .config import TrainingConfig
 from .data.batches import SceneLoader
 from .data.real_pairs import open_scenes
 from .evaluation.clips import load_clips
-from .record import note_start
 from .schedule import averaged, learning_rate, step_seed
 from .validation import find_metrics, validate, write_pictures
 

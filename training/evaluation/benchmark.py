@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import Waveform, resample
 from pipeline_aud2studio.precision import preferred_dtype
-from training.hub.remote_code import remote_code_files
+from training.hub.verify import remote_code_files
 
 from .clips import SAMPLE_RATE, Clip, load_clips
 from .frechet import embed, frechet_distance, gaussian

@@ -22,11 +22,11 @@ from jinja2 import Environment, FileSystemLoader
 from safetensors import safe_open
 
 from pipeline_aud2studio import shipped_weights
+from training.checkpoints import STARTS_FILE
 from training.config import parse_config
 from training.data.material import SAMPLE_RATE, Material
 from training.data.scenes import CONDITIONS, SECONDS
 from training.jsonl import write_json
-from training.record import STARTS_FILE
 
 TEMPLATES = Path(__file__).parents[2] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import venv
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
@@ -17,10 +19,9 @@ import torch
 from diffusers import DiffusionPipeline
 from packaging.requirements import Requirement
 
+import pipeline_aud2studio
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.audio import LoudnessWarning
-
-from .remote_code import PACKAGE, remote_code_files, required_modules
 
 SECONDS = 2.0
 NUM_STEPS = 2
@@ -181,3 +182,49 @@ def needed_distributions() -> set[str]:
         parsed = map(Requirement, requirements)
         waiting += [item.name for item in parsed if item.marker is None or item.marker.evaluate({"extra": ""})]
     return needed
+
+
+PACKAGE = Path(pipeline_aud2studio.__file__).parent
+ENTRY = "pipeline"
+
+
+def remote_code_files(package: Path = PACKAGE) -> list[Path]:
+    """`pipeline.py` and its siblings that it needs, directly or not.
+
+    Raises:
+        ValueError: If a sibling is needed that `pipeline.py` does not import itself: diffusers would not fetch it.
+    """
+    direct = _relative_imports(package / f"{ENTRY}.py")
+    needed = set(direct)
+    waiting = list(direct)
+    while waiting:
+        name = waiting.pop()
+        for found in _relative_imports(package / f"{name}.py") - needed:
+            needed.add(found)
+            waiting.append(found)
+    if hidden := sorted(needed - direct - {ENTRY}):
+        raise ValueError(
+            f"{ENTRY}.py has to import {', '.join(hidden)} itself: as remote code, what only a sibling imports is not"
+            " fetched"
+        )
+    return [package / f"{name}.py" for name in sorted(needed | {ENTRY})]
+
+
+def required_modules(files: Iterable[Path]) -> set[str]:
+    """Top-level modules beside the standard library's that the files import wherever they do."""
+    found = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+def _relative_imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found

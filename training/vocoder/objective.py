@@ -9,6 +9,7 @@ import torch
 from diffusers import MMAudioVocoder
 from torch import nn
 
+from pipeline_aud2studio.griffin_lim import griffin_lim
 from pipeline_aud2studio.spectral import BandTransform
 
 from .config import FrontEndConfig, GeneratorConfig, VocoderConfig, VocoderLossConfig
@@ -110,3 +111,16 @@ def distances(vocoded: torch.Tensor, clean: torch.Tensor, objective: SpectralObj
         "log_mel_l1": float(log_mel_distance(vocoded, clean, objective.transforms[0])),
         "mr_stft": float(objective.mr_stft(vocoded[:, None], clean[:, None])),
     }
+
+
+def without_vocoder(
+    log_mel: torch.Tensor, transform: BandTransform, length: int, num_iterations: int = 32
+) -> torch.Tensor:
+    """Makes waveforms (..., length) of log-mels (..., bands, frames) by Griffin-Lim: what a vocoder has to beat.
+
+    The initial phases are random, from a fixed seed.
+    """
+    magnitude = transform.magnitude_from_mel(log_mel.exp())
+    angle = 2 * torch.pi * torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0))
+    phase = torch.polar(torch.ones_like(angle), angle).to(magnitude.device)
+    return griffin_lim(magnitude, phase, transform, length, num_iterations)

@@ -18,17 +18,297 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from statistics import fmean
+from typing import Protocol
 
+import torch
+import yaml
+from accelerate import Accelerator
+from diffusers import MMAudioVocoder
 from safetensors import SafetensorError
+from torch import nn
+from tqdm.auto import tqdm
 
-from training.checkpoints import find_checkpoint
+from training.build import build_optimizer
+from training.checkpoints import (
+    History,
+    Tensors,
+    atomic_folder,
+    find_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    note_start,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from training.schedule import averaged, learning_rate
 from training.train import last_checkpoint
-from training.trainer import StopRequest, TrainingStopped
+from training.trainer import StopRequest, TrainingStopped, prepare_cpu
+from training.validation import write_pictures
 
-from .config import load_vocoder_config
-from .trainer import VocoderTrainer
+from .config import VocoderConfig, load_vocoder_config
+from .discriminators import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    frozen,
+    level_gain,
+)
+from .examples import Example, open_examples
+from .objective import ENDS, SpectralObjective, build_vocoder, distances, front_end, vocode, without_vocoder
+
+LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
+
+
+class Stop(Protocol):
+    """Whether the run was asked to stop."""
+
+    @property
+    def requested(self) -> bool: ...
+
+
+class VocoderTrainer:
+    """One training run.
+
+    Args:
+        config: What is trained, and how. Without `loss.adversarial` there are no discriminators.
+        output_dir: The run's folder.
+        report_to: Tracker that accelerate knows, or "none".
+    """
+
+    def __init__(self, config: VocoderConfig, output_dir: Path, report_to: str = "none") -> None:
+        self.config, self.output_dir = config, output_dir
+        self.accelerator = Accelerator(
+            log_with=None if report_to == "none" else report_to, project_dir=output_dir, mixed_precision="no"
+        )
+        self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            prepare_cpu(config.train.cpu_threads, num_processes=1)
+        self.transform = front_end(config.mel)
+        self.examples = open_examples(config, self.transform, self.device)
+
+        torch.manual_seed(config.seed)
+        self.vocoder = build_vocoder(config).to(self.device)
+        self.ema = averaged(self.vocoder, config.train.ema_decay)
+        self.optimizer = build_optimizer(config.train, self.vocoder, ENDS)
+        self.objective = SpectralObjective(self.transform, config.loss)
+        self.discriminators: Discriminators | None = None
+        if config.loss.adversarial:
+            self.discriminators = Discriminators(config.discriminator).to(self.device)
+            of_discriminators = {"optimizer": "adamw", "lr": config.discriminator.lr}
+            self.discriminator_optimizer = build_optimizer(
+                config.train.model_copy(update=of_discriminators), self.discriminators
+            )
+        self.step = 0
+        self.seconds = 0.0  # spent in this and all earlier parts of the run
+        self.best: float | None = None  # log-mel distance of the exported weights
+
+    def init_from(self, folder: Path) -> None:
+        """Takes the weights of an exported vocoder; discriminators, optimizers and schedule begin afresh.
+
+        Raises:
+            ValueError: If the folder holds no such weights or those of another architecture.
+        """
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--init_from {folder}: there is no exported vocoder in this folder")
+        try:
+            weights = MMAudioVocoder.from_pretrained(folder).state_dict()
+            self.vocoder.load_state_dict(weights)
+            self.ema.module.load_state_dict(weights)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--init_from {folder}: its weights do not fit this configuration: {reason}") from error
+
+    def resume(self, path: Path) -> None:
+        """Goes back to where a checkpoint was written.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, of another architecture or of another phase.
+        """
+        tensors, state = load_checkpoint(path)
+        try:
+            for name, model in self._models().items():
+                model.load_state_dict(tensors[name])
+            for name, (optimizer, model) in self._optimizers().items():
+                load_optimizer_tensors(optimizer, dict(model.named_parameters()), tensors[name])
+            self.examples.load_state_dict(state["data"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} does not fit this configuration: {error}") from error
+        if self.discriminators is None and "discriminators" in tensors:
+            raise ValueError(f"{path} has discriminators, and loss.adversarial is 0: --init_from starts a new run")
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.ema.n_averaged.fill_(self.step)
+
+    def _models(self) -> dict[str, nn.Module]:
+        """What has weights to be kept, by the names of the checkpoint's files."""
+        models: dict[str, nn.Module] = {"vocoder": self.vocoder, "ema": self.ema.module}
+        return models if self.discriminators is None else {**models, "discriminators": self.discriminators}
+
+    def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        """Every optimizer with what it optimizes, by the names of the checkpoint's files."""
+        optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]] = {"optimizer": (self.optimizer, self.vocoder)}
+        if self.discriminators is not None:
+            optimizers["discriminator_optimizer"] = (self.discriminator_optimizer, self.discriminators)
+        return optimizers
+
+    def save(self) -> None:
+        """Writes a checkpoint and deletes those beyond the limit."""
+        tensors: dict[str, Tensors] = {name: model.state_dict() for name, model in self._models().items()}
+        for name, (optimizer, model) in self._optimizers().items():
+            tensors[name] = optimizer_tensors(optimizer, dict(model.named_parameters()))
+        state = {"seconds": self.seconds, "best": self.best, "data": self.examples.state_dict()}
+        save_checkpoint(self.output_dir, self.step, tensors, state)
+        prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
+
+    def fit(self, stop: Stop, max_minutes: float | None = None) -> None:
+        """Trains to the last step, the time limit or the request to stop, and writes a checkpoint.
+
+        Args:
+            stop: Asked after every step.
+            max_minutes: Limit for this and all earlier parts of the run.
+        """
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        dumped = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        (self.output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
+        self.history = History(self.output_dir / "history.jsonl", self.step)
+        note_start(self.output_dir, self.step, sys.orig_argv, torch.get_num_threads(), processes=1)
+        self.accelerator.init_trackers("aud2studio")
+        if not any("griffin_lim/mr_stft" in row for row in self.history.rows()):
+            self.history.append({"step": 0, **_prefixed("griffin_lim", self.griffin_lim_baseline())})
+        # A context, so that the bar is gone before an error is told.
+        with tqdm(total=self.config.train.max_train_steps, initial=self.step, unit="step", smoothing=0.05) as bar:
+            validated = self._steps(bar, stop, max_minutes)
+        if not stop.requested and validated != self.step:
+            self.validate()
+        self.save()
+        self.accelerator.end_training()
+
+    def _steps(self, bar: tqdm, stop: Stop, max_minutes: float | None) -> int:
+        """Steps with everything that is due in between; returns the step of the last validation."""
+        train, evaluation = self.config.train, self.config.eval
+        recent: list[dict[str, float]] = []
+        begin, last_save, validated = time.monotonic() - self.seconds, self.seconds, -1
+        with closing(self.examples.batches(self.step, train.max_train_steps)) as stream:
+            for example in stream:
+                recent.append(self.train_step(example))
+                self.step += 1
+                bar.update()
+                self.seconds = time.monotonic() - begin
+                if self.step % LOG_EVERY_STEPS == 0:
+                    means = {name: fmean(row[name] for row in recent) for name in recent[0]}
+                    self._log(means)
+                    shown = ("mel", "mr_stft", "adversarial", "discriminator")
+                    bar.set_postfix({name: f"{means[name]:.3f}" for name in shown if name in means})
+                    recent.clear()
+                if self.step % evaluation.val_every_steps == 0:
+                    self.validate()
+                    validated = self.step
+                if self.seconds - last_save >= 60 * train.checkpointing_minutes:
+                    self.save()
+                    last_save = self.seconds
+                self.seconds = time.monotonic() - begin
+                if stop.requested or (max_minutes is not None and self.seconds >= 60 * max_minutes):
+                    break
+        return validated
+
+    def _log(self, figures: dict[str, float]) -> None:
+        self.accelerator.log(figures, step=self.step)
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **figures})
+
+    def train_step(self, example: Example) -> dict[str, float]:
+        """One update of the discriminators, if there are any, and one of the vocoder; returns losses and norms."""
+        train = self.config.train
+        rate = learning_rate(self.step, train)
+        vocoded = self.vocoder(example.mel).sample[:, 0]
+        losses = self.objective(vocoded, example.clean)
+        figures = {"lr": rate}
+        if self.discriminators is not None:
+            gain = level_gain(example.clean)
+            clean, judged = gain * example.clean, gain * vocoded
+            figures |= self._train_discriminators(clean, judged.detach(), rate / train.lr)
+            adversarial = self.adversarial_losses(clean, judged)
+            weights = self.config.loss.model_dump(include=set(adversarial))
+            losses |= adversarial
+            losses["loss"] = losses["loss"] + sum(weights[name] * loss for name, loss in adversarial.items())
+        losses["loss"].backward()
+        figures["grad_norm"] = self._update(self.optimizer, self.vocoder, rate)
+        self.ema.update_parameters(self.vocoder)
+        return {name: float(loss.detach()) for name, loss in losses.items()} | figures
+
+    def _train_discriminators(
+        self, clean: torch.Tensor, vocoded: torch.Tensor, share_of_rate: float
+    ) -> dict[str, float]:
+        """One update on waveforms (batch, samples), none of which has a gradient."""
+        assert self.discriminators is not None
+        loss = discriminator_loss(self.discriminators(clean), self.discriminators(vocoded))
+        loss.backward()
+        rate = share_of_rate * self.config.discriminator.lr
+        norm = self._update(self.discriminator_optimizer, self.discriminators, rate)
+        return {"discriminator": float(loss.detach()), "discriminator_grad_norm": norm}
+
+    def adversarial_losses(self, clean: torch.Tensor, vocoded: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The vocoder's losses before the discriminators, which learn nothing from them, by their names in `loss`."""
+        assert self.discriminators is not None
+        with frozen(self.discriminators):
+            with torch.no_grad():
+                wanted = self.discriminators(clean)
+            judged = self.discriminators(vocoded)
+        return {"adversarial": adversarial_loss(judged), "feature_matching": feature_matching_loss(wanted, judged)}
+
+    def _update(self, optimizer: torch.optim.Optimizer, model: nn.Module, rate: float) -> float:
+        """Steps with the gradients that there are and clears them; returns their norm before it was limited."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.config.train.grad_clip)
+        if not torch.isfinite(norm):
+            raise TrainingStopped(
+                f"step {self.step}: the gradient of {type(model).__name__} is not finite; try a lower learning rate"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def validate(self) -> None:
+        """Reports how far the average weights' waveforms of the validation clips are from the clean ones.
+
+        The weights are written to `latest`, and to `export` if their log-mels are the closest so far. Discriminators
+        bring textures back that cost distance, so in a run with them the best weights need not be the ones to take.
+        """
+        mels, clean = self.examples.clips
+        start = time.monotonic()
+        vocoder: MMAudioVocoder = self.ema.module
+        vocoded = vocode(vocoder, mels)
+        seconds = time.monotonic() - start
+        figures = distances(vocoded, clean, self.objective)
+        figures["real_time_factor"] = seconds * self.config.mel.sample_rate / clean.numel()
+        self._log(_prefixed("validation", figures))
+        tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        clips = (
+            {"vocoded": ours.numpy(), "clean": theirs.numpy()} for ours, theirs in zip(vocoded, clean, strict=True)
+        )
+        write_pictures(self.accelerator.trackers, self.transform, clips, self.step)
+        folders = ["latest"]
+        if self.best is None or figures["log_mel_l1"] < self.best:
+            self.best = figures["log_mel_l1"]
+            folders.append("export")
+        for folder in folders:
+            with atomic_folder(self.output_dir / folder) as temporary:
+                vocoder.save_pretrained(temporary)
+
+    def griffin_lim_baseline(self) -> dict[str, float]:
+        """The same distances for Griffin-Lim on the same mels."""
+        mels, clean = self.examples.clips
+        return distances(without_vocoder(mels, self.transform, clean.shape[-1]), clean, self.objective)
+
+
+def _prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -103,7 +103,7 @@ def test_ffmpegs_filters_are_what_they_are_called() -> None:
 
 @pytest.fixture(scope="module")
 def folders(corpus, acoustics: Path, voices: Path) -> tuple[Path, Path, Path]:
-    return corpus.clean_music_dir, acoustics, voices
+    return corpus, acoustics, voices
 
 
 @pytest.fixture

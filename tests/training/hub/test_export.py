@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pipeline_aud2studio import Aud2StudioPipeline
 from training.checkpoints import save_checkpoint
 from training.config import parse_config
-from training.hub import export, remote_code
+from training.hub import export
 from training.hub import verify as verification
 
 REPO = "org/aud2studio"
@@ -50,7 +50,7 @@ def test_the_folder_is_a_complete_repository(exported):
         for part in ("unet/diffusion_pytorch_model", "vocoder/diffusion_pytorch_model", "condition_encoder/model")
         for half in ("", ".fp16")
     }
-    code = {path.name for path in remote_code.remote_code_files()}
+    code = {path.name for path in verification.remote_code_files()}
     assert {"model_index.json", "README.md", "LICENSE", "scheduler/scheduler_config.json", *weights, *code} <= names
     for name in weights:
         wanted = torch.float16 if "fp16" in name else torch.float32
@@ -87,14 +87,14 @@ def test_the_bare_environment_has_neither_this_package_nor_what_only_files_need(
 
 
 def test_remote_code_is_what_pipeline_imports_and_nothing_hidden(tmp_path):
-    names = {path.name for path in remote_code.remote_code_files()}
+    names = {path.name for path in verification.remote_code_files()}
     assert {"pipeline.py", "audio.py", "features.py", "prediction.py", "spectral.py"} <= names
     assert not {"files.py", "infer.py", "__init__.py"} & names
     (tmp_path / "pipeline.py").write_text("from .one import a\n")
     (tmp_path / "one.py").write_text("from . import two\n")
     (tmp_path / "two.py").write_text("")
     with pytest.raises(ValueError, match="pipeline.py has to import two itself"):
-        remote_code.remote_code_files(tmp_path)
+        verification.remote_code_files(tmp_path)
 
 
 def test_a_training_checkpoint_exports_its_averaged_weights(tmp_path, toy_pipeline):

@@ -11,7 +11,6 @@ import torch
 from diffusers import MMAudioVocoder
 from safetensors.torch import load_file
 
-from training.sources import Roots
 from training.vocoder.config import DiscriminatorConfig, VocoderConfig
 from training.vocoder.discriminators import (
     Discriminators,
@@ -24,7 +23,7 @@ from training.vocoder.discriminators import (
     frozen,
     level_gain,
 )
-from training.vocoder.trainer import VocoderTrainer
+from training.vocoder.train import VocoderTrainer
 
 SMALL = DiscriminatorConfig(
     periods=(2, 3), period_channels=2, resolutions=((256, 64, 256), (512, 128, 512)), resolution_channels=2
@@ -53,14 +52,14 @@ def noise(seed: int, samples: int = 2048) -> torch.Tensor:
 
 
 @pytest.fixture
-def values(corpus: Roots) -> dict[str, Any]:
+def values(corpus: Path) -> dict[str, Any]:
     return {
         "mel": {"n_mels": 32},
         "model": {"upsample_initial_channel": 16, "upsample_rates": [8, 8, 4], "resblock_dilation_sizes": [[1]]},
         "train": {"crop_frames": 16, "batch_size": 2, "max_train_steps": 4, "lr_warmup_steps": 2, "cpu_threads": 1},
         "loss": {"adversarial": 1.0},
         "discriminator": SMALL.model_dump(),
-        "data": {"clean_music_dir": str(corpus.clean_music_dir)},
+        "data": {"clean_music_dir": str(corpus)},
         "eval": {"num_clips": 1, "clip_seconds": 0.3, "val_every_steps": 3},
     }
 

@@ -15,7 +15,7 @@ from pipeline_aud2studio.takes import level_gain, rms
 from training.vocoder.config import VocoderConfig
 from training.vocoder.examples import RestoredMels, restored_log_mel
 from training.vocoder.objective import front_end
-from training.vocoder.trainer import VocoderTrainer
+from training.vocoder.train import VocoderTrainer
 
 CHUNK = 32 * 1024  # samples of a chunk of the toy pipeline
 CPU = torch.device("cpu")

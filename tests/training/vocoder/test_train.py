@@ -18,11 +18,8 @@ from training.build import build_optimizer
 from training.config import ConfigError
 from training.jsonl import read_rows
 from training.schedule import learning_rate
-from training.sources import Roots
 from training.vocoder.config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
-from training.vocoder.data import MusicCrops, batches
-from training.vocoder.examples import CleanMels
-from training.vocoder.griffin_lim import griffin_lim
+from training.vocoder.examples import CleanMels, MusicCrops, batches
 from training.vocoder.objective import (
     ENDS,
     SpectralObjective,
@@ -30,9 +27,9 @@ from training.vocoder.objective import (
     front_end,
     generator_arguments,
     log_mel_distance,
+    without_vocoder,
 )
-from training.vocoder.train import main
-from training.vocoder.trainer import VocoderTrainer
+from training.vocoder.train import VocoderTrainer, main
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 SAMPLE_RATE = 44_100
@@ -53,7 +50,7 @@ class Stopper:
 
 
 @pytest.fixture
-def values(corpus: Roots) -> dict[str, Any]:
+def values(corpus: Path) -> dict[str, Any]:
     """A configuration of a few thousand parameters."""
     return {
         "experiment": "toy",
@@ -64,7 +61,7 @@ def values(corpus: Roots) -> dict[str, Any]:
             "resblock_dilation_sizes": [[1]],
         },
         "train": {"crop_frames": 16, "batch_size": 2, "max_train_steps": 6, "lr_warmup_steps": 2, "cpu_threads": 1},
-        "data": {"clean_music_dir": str(corpus.clean_music_dir)},
+        "data": {"clean_music_dir": str(corpus)},
         "eval": {"num_clips": 1, "clip_seconds": 0.3, "val_every_steps": 3},
     }
 
@@ -74,9 +71,9 @@ def config(values: dict[str, Any]) -> VocoderConfig:
     return VocoderConfig.model_validate(values)
 
 
-def crops_of(corpus: Roots, seed: int = 0, **settings: Any) -> MusicCrops:
-    rows = [row for row in read_rows(corpus.clean_music_dir / "inventory.jsonl") if row["split"] == "train"]
-    return MusicCrops(rows, corpus.clean_music_dir, 4096, SAMPLE_RATE, seed, **settings)
+def crops_of(corpus: Path, seed: int = 0, **settings: Any) -> MusicCrops:
+    rows = [row for row in read_rows(corpus / "inventory.jsonl") if row["split"] == "train"]
+    return MusicCrops(rows, corpus, 4096, SAMPLE_RATE, seed, **settings)
 
 
 def music(seconds: float = 1.0) -> torch.Tensor:
@@ -168,14 +165,14 @@ def test_muon_gets_the_inner_convolutions() -> None:
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-def test_crops_are_repeatable_and_differ(corpus: Roots) -> None:
+def test_crops_are_repeatable_and_differ(corpus: Path) -> None:
     first, again, other = crops_of(corpus), crops_of(corpus), crops_of(corpus, seed=1)
     np.testing.assert_array_equal(first[5], again[5])
     assert np.abs(first[5] - first[6]).max() > 0.01
     assert np.abs(first[5] - other[5]).max() > 0.01
 
 
-def test_crops_have_the_drawn_level(corpus: Roots) -> None:
+def test_crops_have_the_drawn_level(corpus: Path) -> None:
     crops = crops_of(corpus, level_range_db=(-30.0, -20.0))
     levels = [20 * np.log10(np.sqrt(np.mean(crops[index].astype(np.float64) ** 2))) for index in range(20)]
     assert -30.001 < min(levels) < -27 and -23 < max(levels) < -19.999
@@ -183,7 +180,7 @@ def test_crops_have_the_drawn_level(corpus: Roots) -> None:
     assert np.abs(loud[0]).max() == pytest.approx(0.98, abs=1e-6)
 
 
-def test_batches_start_anywhere(corpus: Roots) -> None:
+def test_batches_start_anywhere(corpus: Path) -> None:
     crops = crops_of(corpus)
     whole = list(batches(crops, 0, 4, batch_size=2, num_threads=2))
     rest = list(batches(crops, 2, 4, batch_size=2, num_threads=1))
@@ -191,10 +188,10 @@ def test_batches_start_anywhere(corpus: Roots) -> None:
     torch.testing.assert_close(torch.stack(rest), torch.stack(whole[2:]), rtol=0, atol=0)
 
 
-def test_tracks_too_short_for_a_crop_are_an_error(corpus: Roots) -> None:
-    rows = read_rows(corpus.clean_music_dir / "inventory.jsonl")
+def test_tracks_too_short_for_a_crop_are_an_error(corpus: Path) -> None:
+    rows = read_rows(corpus / "inventory.jsonl")
     with pytest.raises(ValueError, match="longer than"):
-        MusicCrops(rows, corpus.clean_music_dir, 10 * SAMPLE_RATE, SAMPLE_RATE, seed=0)
+        MusicCrops(rows, corpus, 10 * SAMPLE_RATE, SAMPLE_RATE, seed=0)
 
 
 # --- Baseline and losses ---------------------------------------------------------------------------------------------
@@ -204,9 +201,9 @@ def test_griffin_lim_is_close_to_the_mel() -> None:
     transform = BandTransform()
     clean = music()
     log_mel = transform.log_mel(transform.stft(clean))
-    rebuilt = griffin_lim(log_mel, transform, clean.shape[-1])
+    rebuilt = without_vocoder(log_mel, transform, clean.shape[-1])
     assert rebuilt.shape == clean.shape
-    shuffled = griffin_lim(log_mel, transform, clean.shape[-1], num_iterations=0)
+    shuffled = without_vocoder(log_mel, transform, clean.shape[-1], num_iterations=0)
     distance = log_mel_distance(rebuilt, clean, transform)
     assert distance < 0.15  # nats; 1.3 dB
     assert distance < 0.5 * log_mel_distance(shuffled, clean, transform)
@@ -296,7 +293,7 @@ def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any], optimi
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:2])
 
 
-def test_mel_of_an_example_is_the_front_ends(config: VocoderConfig, corpus: Roots) -> None:
+def test_mel_of_an_example_is_the_front_ends(config: VocoderConfig, corpus: Path) -> None:
     """The crop's real neighbours stand where a whole file's mel would have them."""
     transform = front_end(config.mel)
     waveform = music(0.5)
