@@ -19,8 +19,8 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
-from .channels import mixed
-from .spool import Spool
+from .decode import mixed
+from .files import Spool
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -252,7 +252,7 @@ def _restored(
     """What the pipeline makes of the takes, at the reference's rate and length."""
     import torch
 
-    from .source import Scaled
+    from .chunks import Scaled
     from .takes import level_gain
 
     own_rate = pipeline.config.sample_rate

@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 from pipeline_aud2studio import audio, files
+from pipeline_aud2studio.files import Spool
 from pipeline_aud2studio.restore_file import Settings, restore, take_of_file
-from pipeline_aud2studio.spool import Spool
 
 RATE = 44100
 

@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from pipeline_aud2studio.alignment import align
+from pipeline_aud2studio.alignment.clock import Recording
 from pipeline_aud2studio.files import atomic_path
-from pipeline_aud2studio.recording import Recording
 from training.data.material import Material
 from training.jsonl import write_json
 

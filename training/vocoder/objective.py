@@ -9,8 +9,8 @@ import torch
 from diffusers import MMAudioVocoder
 from torch import nn
 
-from pipeline_aud2studio.griffin_lim import griffin_lim
 from pipeline_aud2studio.spectral import BandTransform
+from pipeline_aud2studio.vocoding import griffin_lim
 
 from .config import FrontEndConfig, GeneratorConfig, VocoderConfig, VocoderLossConfig
 

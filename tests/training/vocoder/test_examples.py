@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.analysis import analyzed
-from pipeline_aud2studio.source import ArraySource, Padded
+from pipeline_aud2studio.chunks import ArraySource, Padded
 from pipeline_aud2studio.takes import level_gain, rms
 from training.vocoder.config import VocoderConfig
 from training.vocoder.examples import RestoredMels, restored_log_mel

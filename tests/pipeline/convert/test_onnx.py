@@ -14,8 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from pipeline_aud2studio import Aud2StudioPipeline, infer
-from pipeline_aud2studio.export_onnx import _write, deviation, export, networks
-from pipeline_aud2studio.onnx_networks import OnnxUNet, load_onnx_pipeline
+from pipeline_aud2studio.convert.onnx import OnnxUNet, _write, deviation, export, load_onnx_pipeline, networks
 
 pytest.importorskip("onnxscript")
 RATE = 44100

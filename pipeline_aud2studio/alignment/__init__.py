@@ -8,8 +8,8 @@
     alignment = align_pair(desk, audience, sample_rate=44100)          # two arrays
     audience_on_the_desks_clock = alignment.apply(audience, desk.shape[-1])
 
-The search is coarse to fine: onset strength (`onsets`) is matched in segments (`matching`), lags are measured by
-GCC-PHAT in many windows and lines are laid through them (`lags`, `timing`), the recordings are read through a sinc
+The search is coarse to fine: onset strength is matched in segments (`coarse`), lags are measured by
+GCC-PHAT in many windows and lines are laid through them (`fine`, `timing`), the recordings are read through a sinc
 resampler (`clock`). A recording is accepted if enough of its windows agree with its line to a quarter of a
 millisecond, which another performance, however similar, does not, and if its direct sound stands out (`direct`).
 """
@@ -26,13 +26,21 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .clock import IDENTITY, Segment, blocks_on_reference_clock
-from .consensus import agree
-from .course import JUMP_S
-from .lags import common_information
-from .matching import PEAK_DISTANCE_S, Candidates, best_path, find_candidates, segment_lengths, without_path
-from .onsets import beat_chroma, estimate_quality, log_band_energies, onset_strength
-from .recording import Recording
+from .clock import IDENTITY, Recording, Segment, blocks_on_reference_clock
+from .coarse import (
+    PEAK_DISTANCE_S,
+    Candidates,
+    beat_chroma,
+    best_path,
+    estimate_quality,
+    find_candidates,
+    log_band_energies,
+    onset_strength,
+    segment_lengths,
+    without_path,
+)
+from .direct import agree
+from .fine import JUMP_S, common_information
 from .timing import Match, locate, refine
 
 logger = logging.getLogger(__name__)
@@ -67,7 +75,7 @@ class Alignment:
         segments: stretches in which the clock runs evenly, each with its own line; empty where nothing was found.
         window_times_s, window_lags_s, residuals_s: what the windows measured (on the recording's clock; reference
             time minus recording time), and its distance from the line.
-        quality_db: see `onsets.estimate_quality`.
+        quality_db: see `coarse.estimate_quality`.
         reason: why the recording is not used, or would not be unless forced.
         recording_rate, sample_rate: rates in Hz of the recording and of what `apply` returns.
     """

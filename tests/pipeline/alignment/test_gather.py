@@ -11,8 +11,8 @@ import soundfile
 from concert import RATE, clock, heard, notes
 
 from pipeline_aud2studio import files, infer
+from pipeline_aud2studio.alignment.gather import decoded_bytes, gather
 from pipeline_aud2studio.files import AudioError
-from pipeline_aud2studio.gather import decoded_bytes, gather
 from pipeline_aud2studio.restore_file import Take, excerpt
 from pipeline_aud2studio.takes import rms
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .alignment import AlignmentResult, align
-from .files import AudioError
-from .recording import Recording
-from .restore_file import Take
-from .spool import Spool
+from ..files import AudioError, Spool
+from ..restore_file import Take
+from . import AlignmentResult, align
+from .clock import Recording
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from pipeline_aud2studio import Aud2StudioPipeline
-from pipeline_aud2studio.griffin_lim import above_floor, griffin_lim, refine, unit
 from pipeline_aud2studio.spectral import MEL_FLOOR, BandTransform
-from pipeline_aud2studio.vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, vocode
+from pipeline_aud2studio.vocoding import VOCODER_BLOCK, VOCODER_CONTEXT, above_floor, griffin_lim, refine, unit, vocode
 
 RATE = 44100
 

@@ -14,23 +14,25 @@ import soundfile
 from concert import RATE, clock, heard, music, notes
 from scipy.signal import oaconvolve
 
-from pipeline_aud2studio import align_command, files
+from pipeline_aud2studio import files
 from pipeline_aud2studio.alignment import Alignment, align, align_pair
-from pipeline_aud2studio.clock import Segment, blocks_on_reference_clock, read_on_reference_clock
-from pipeline_aud2studio.course import fit_courses
-from pipeline_aud2studio.direct import minimum_phase, power_cepstrum
-from pipeline_aud2studio.lags import Windows, split_lines
-from pipeline_aud2studio.matching import Run, best_path, find_candidates, segment_lengths
-from pipeline_aud2studio.onsets import (
+from pipeline_aud2studio.alignment import command as align_command
+from pipeline_aud2studio.alignment.clock import Recording, Segment, blocks_on_reference_clock, read_on_reference_clock
+from pipeline_aud2studio.alignment.coarse import (
     FRAME_RATE,
+    Run,
     beat_chroma,
     beat_frames,
+    best_path,
     estimate_quality,
+    find_candidates,
     log_band_energies,
     onset_strength,
+    segment_lengths,
 )
-from pipeline_aud2studio.recording import Recording
-from pipeline_aud2studio.timing import refine
+from pipeline_aud2studio.alignment.direct import minimum_phase, power_cepstrum
+from pipeline_aud2studio.alignment.fine import Windows, fit_courses, split_lines
+from pipeline_aud2studio.alignment.timing import refine
 
 EXACT_S = 2e-5
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import shipped_weights
+
 GENERATOR, CONFIG = "bigvgan_generator.pt", "config.json"
 INDEX = "model_index.json"
 # Ours by NVIDIA's name; both have to be the same, or the vocoder hears noise.
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the checkpoint is not BigVGAN-v2's, is damaged, or its front end is not the model's.
     """
-    model = args.model or Path(__file__).parent / "weights"
+    model = args.model or shipped_weights()
     if not (model / INDEX).is_file():
         raise ValueError(f"{model} is not a model folder: it has no {INDEX}")
     if args.out.exists():

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from pipeline_aud2studio.clock import IDENTITY, Segment
-from pipeline_aud2studio.consensus import _shared_windows, _widest_paths, agree
-from pipeline_aud2studio.direct import direct_delay, direct_pattern, direct_peak
-from pipeline_aud2studio.recording import Recording
+from pipeline_aud2studio.alignment.clock import IDENTITY, Recording, Segment
+from pipeline_aud2studio.alignment.direct import (
+    _shared_windows,
+    _widest_paths,
+    agree,
+    direct_delay,
+    direct_pattern,
+    direct_peak,
+)
 
 RATE = 44100
 SECONDS = 40

@@ -16,9 +16,9 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from .alignment import Alignment, AlignmentResult, align
-from .files import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, atomic_path, check_writable
-from .recording import Recording
+from ..files import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, atomic_path, check_writable
+from . import Alignment, AlignmentResult, align
+from .clock import Recording
 
 # A WAV file's header counts bytes in 32 bits; beyond, RF64 is the same with 64.
 WAV_LIMIT_BYTES = 2**32 - 2**16

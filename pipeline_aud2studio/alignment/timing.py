@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .clock import Segment
-from .course import Course, fit_courses
+from .clock import Recording, Segment
+from .coarse import LAG_TOLERANCE_S, MAX_DRIFT, Run
 from .direct import direct_delay
-from .lags import (
+from .fine import (
     Correlations,
+    Course,
     Windows,
     common_information,
     correlate_windows,
     find_drift,
+    fit_courses,
     highest_lag,
     likeness,
     split_lines,
     track,
 )
-from .matching import LAG_TOLERANCE_S, MAX_DRIFT, Run
-from .recording import Recording
 
 # First pass: windows short enough that an unknown drift blurs them little, and as wide as the coarse search errs.
 ROUGH_WINDOW_S, ROUGH_REACH_S, ROUGH_TOLERANCE_S, ROUGH_WINDOWS = 1.5, 0.15, 5e-4, 40
