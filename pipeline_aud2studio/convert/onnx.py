@@ -109,11 +109,6 @@ class OnnxVocoder(OnnxNetwork):
         return DecoderOutput(sample=self.computed(log_mel))
 
 
-def is_onnx_folder(folder: Path) -> bool:
-    """Whether `aud2studio export-onnx` wrote a folder."""
-    return (folder / "unet" / MODEL).is_file()
-
-
 def load_onnx_pipeline(folder: Path) -> Aud2StudioPipeline:
     """The pipeline of a folder that `aud2studio export-onnx` wrote."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
