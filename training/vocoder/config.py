@@ -90,10 +90,6 @@ class VocoderTrainConfig(OptimizerConfig):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.8
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: PositiveFloat = 10.0  # largest norm of the gradient, of the generator and of the discriminators
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    checkpointing_minutes: PositiveFloat = 10.0
-    checkpoints_total_limit: PositiveInt = 2
-    cpu_threads: PositiveInt | None = None  # none: as OMP_NUM_THREADS says, or all cores
 
 
 class VocoderLossConfig(Section):

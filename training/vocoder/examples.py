@@ -26,7 +26,7 @@ from training.data.examples import EXAMPLES_PER_SCENE
 from training.data.material import Material
 from training.data.scenes import SceneRenderer
 from training.jsonl import read_rows
-from training.schedule import step_seed
+from training.loop import step_seed
 
 from .config import VocoderConfig
 

@@ -16,39 +16,28 @@ weights as one that never stopped.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Protocol
 
 import torch
-import yaml
-from accelerate import Accelerator
 from diffusers import MMAudioVocoder
-from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
+from training import loop
 from training.build import build_optimizer
 from training.checkpoints import (
-    History,
     Tensors,
     atomic_folder,
-    find_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
-    note_start,
     optimizer_tensors,
     prune_checkpoints,
     save_checkpoint,
 )
-from training.schedule import averaged, learning_rate
-from training.train import last_checkpoint
-from training.trainer import StopRequest, TrainingStopped, prepare_cpu
+from training.loop import Run, TrainingStopped, add_arguments, averaged, learning_rate
 from training.validation import write_pictures
 
 from .config import VocoderConfig, load_vocoder_config
@@ -63,18 +52,9 @@ from .discriminators import (
 from .examples import Example, open_examples
 from .objective import ENDS, SpectralObjective, build_vocoder, distances, front_end, vocode, without_vocoder
 
-LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
 
-
-class Stop(Protocol):
-    """Whether the run was asked to stop."""
-
-    @property
-    def requested(self) -> bool: ...
-
-
-class VocoderTrainer:
-    """One training run.
+class VocoderTrainer(Run):
+    """One training run of a vocoder.
 
     Args:
         config: What is trained, and how. Without `loss.adversarial` there are no discriminators.
@@ -83,13 +63,8 @@ class VocoderTrainer:
     """
 
     def __init__(self, config: VocoderConfig, output_dir: Path, report_to: str = "none") -> None:
-        self.config, self.output_dir = config, output_dir
-        self.accelerator = Accelerator(
-            log_with=None if report_to == "none" else report_to, project_dir=output_dir, mixed_precision="no"
-        )
-        self.device = self.accelerator.device
-        if self.device.type == "cpu":
-            prepare_cpu(config.train.cpu_threads, num_processes=1)
+        super().__init__(config, output_dir, report_to)
+        self.max_steps = config.train.max_train_steps
         self.transform = front_end(config.mel)
         self.examples = open_examples(config, self.transform, self.device)
 
@@ -105,9 +80,6 @@ class VocoderTrainer:
             self.discriminator_optimizer = build_optimizer(
                 config.train.model_copy(update=of_discriminators), self.discriminators
             )
-        self.step = 0
-        self.seconds = 0.0  # spent in this and all earlier parts of the run
-        self.best: float | None = None  # log-mel distance of the exported weights
 
     def init_from(self, folder: Path) -> None:
         """Takes the weights of an exported vocoder; discriminators, optimizers and schedule begin afresh.
@@ -166,64 +138,25 @@ class VocoderTrainer:
         save_checkpoint(self.output_dir, self.step, tensors, state)
         prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
 
-    def fit(self, stop: Stop, max_minutes: float | None = None) -> None:
-        """Trains to the last step, the time limit or the request to stop, and writes a checkpoint.
+    def batches(self) -> Iterator[Example]:
+        self._note_griffin_lim()
+        yield from self.examples.batches(self.step, self.max_steps)
 
-        Args:
-            stop: Asked after every step.
-            max_minutes: Limit for this and all earlier parts of the run.
-        """
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        dumped = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        (self.output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
-        self.history = History(self.output_dir / "history.jsonl", self.step)
-        note_start(self.output_dir, self.step, sys.orig_argv, torch.get_num_threads(), processes=1)
-        self.accelerator.init_trackers("aud2studio")
+    def _note_griffin_lim(self) -> None:
+        """Notes what Griffin-Lim makes of the validation clips, once a run."""
+        assert self.history is not None
         if not any("griffin_lim/mr_stft" in row for row in self.history.rows()):
-            self.history.append({"step": 0, **_prefixed("griffin_lim", self.griffin_lim_baseline())})
-        # A context, so that the bar is gone before an error is told.
-        with tqdm(total=self.config.train.max_train_steps, initial=self.step, unit="step", smoothing=0.05) as bar:
-            validated = self._steps(bar, stop, max_minutes)
-        if not stop.requested and validated != self.step:
-            self.validate()
-        self.save()
-        self.accelerator.end_training()
+            mels, clean = self.examples.clips
+            figures = distances(without_vocoder(mels, self.transform, clean.shape[-1]), clean, self.objective)
+            self.history.append({"step": 0, **_prefixed("griffin_lim", figures)})
 
-    def _steps(self, bar: tqdm, stop: Stop, max_minutes: float | None) -> int:
-        """Steps with everything that is due in between; returns the step of the last validation."""
-        train, evaluation = self.config.train, self.config.eval
-        recent: list[dict[str, float]] = []
-        begin, last_save, validated = time.monotonic() - self.seconds, self.seconds, -1
-        with closing(self.examples.batches(self.step, train.max_train_steps)) as stream:
-            for example in stream:
-                recent.append(self.train_step(example))
-                self.step += 1
-                bar.update()
-                self.seconds = time.monotonic() - begin
-                if self.step % LOG_EVERY_STEPS == 0:
-                    means = {name: fmean(row[name] for row in recent) for name in recent[0]}
-                    self._log(means)
-                    shown = ("mel", "mr_stft", "adversarial", "discriminator")
-                    bar.set_postfix({name: f"{means[name]:.3f}" for name in shown if name in means})
-                    recent.clear()
-                if self.step % evaluation.val_every_steps == 0:
-                    self.validate()
-                    validated = self.step
-                if self.seconds - last_save >= 60 * train.checkpointing_minutes:
-                    self.save()
-                    last_save = self.seconds
-                self.seconds = time.monotonic() - begin
-                if stop.requested or (max_minutes is not None and self.seconds >= 60 * max_minutes):
-                    break
-        return validated
+    def shown(self, means: Mapping[str, float], steps_per_s: float) -> dict[str, str]:
+        names = ("mel", "mr_stft", "adversarial", "discriminator")
+        return {name: f"{means[name]:.3f}" for name in names if name in means}
 
-    def _log(self, figures: dict[str, float]) -> None:
-        self.accelerator.log(figures, step=self.step)
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **figures})
-
-    def train_step(self, example: Example) -> dict[str, float]:
-        """One update of the discriminators, if there are any, and one of the vocoder; returns losses and norms."""
-        train = self.config.train
+    def train_step(self, batches: Iterator[Example]) -> dict[str, float]:
+        """Updates the discriminators, if there are any, and the vocoder; returns losses and norms."""
+        train, example = self.config.train, next(batches)
         rate = learning_rate(self.step, train)
         vocoded = self.vocoder(example.mel).sample[:, 0]
         losses = self.objective(vocoded, example.clean)
@@ -287,7 +220,7 @@ class VocoderTrainer:
         seconds = time.monotonic() - start
         figures = distances(vocoded, clean, self.objective)
         figures["real_time_factor"] = seconds * self.config.mel.sample_rate / clean.numel()
-        self._log(_prefixed("validation", figures))
+        self.report(_prefixed("validation", figures))
         tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
         clips = (
             {"vocoded": ours.numpy(), "clean": theirs.numpy()} for ours, theirs in zip(vocoded, clean, strict=True)
@@ -301,11 +234,6 @@ class VocoderTrainer:
             with atomic_folder(self.output_dir / folder) as temporary:
                 vocoder.save_pretrained(temporary)
 
-    def griffin_lim_baseline(self) -> dict[str, float]:
-        """The same distances for Griffin-Lim on the same mels."""
-        mels, clean = self.examples.clips
-        return distances(without_vocoder(mels, self.transform, clean.shape[-1]), clean, self.objective)
-
 
 def _prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in figures.items()}
@@ -316,68 +244,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.vocoder.train", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="replace a value of the file; repeatable",
-    )
-    parser.add_argument("--output_dir", type=Path, help="the run's folder (default: runs/EXPERIMENT)")
+    add_arguments(parser)
     parser.add_argument("--clean_music_dir", type=Path, help="instead of data.clean_music_dir")
-    parser.add_argument(
-        "--resume_from_checkpoint", metavar="CHECKPOINT", help="'latest', a checkpoint's name or its path"
-    )
-    parser.add_argument(
-        "--init_from", type=Path, metavar="DIR", help="exported vocoder whose weights a new run starts with"
-    )
     parser.add_argument("--max_train_minutes", type=float, help="stop after so many minutes, resumed ones included")
-    parser.add_argument("--report_to", default="tensorboard", help="tracker that accelerate knows, or 'none'")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, see the module."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    overrides = list(arguments.set)
-    if arguments.clean_music_dir is not None:
-        overrides.append(f"data.clean_music_dir={arguments.clean_music_dir}")
-    try:
-        config = load_vocoder_config(arguments.config, overrides)
-        output_dir = arguments.output_dir or Path("runs") / config.experiment
-        checkpoint = None
-        if arguments.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(output_dir, arguments.resume_from_checkpoint)
-            if checkpoint is None:
-                logging.warning("%s has no checkpoint yet: starting a new run.", output_dir)
-        trainer = VocoderTrainer(config, output_dir, arguments.report_to)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
-        elif arguments.init_from is not None:
-            trainer.init_from(arguments.init_from)
-    except ValueError as error:
-        print(f"vocoder.train: {error}", file=sys.stderr)
-        return 2
-    stop = StopRequest()
-    try:
-        trainer.fit(stop, arguments.max_train_minutes)
-    except TrainingStopped as error:
-        print(f"vocoder.train: {error}. {last_checkpoint(output_dir)}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
-        print(
-            f"vocoder.train: stopped after step {trainer.step}: {error}. {last_checkpoint(output_dir)}"
-            " Put it right, and --resume_from_checkpoint latest goes on.",
-            file=sys.stderr,
-        )
-        return 1
-    finally:
-        stop.close()
-    if stop.requested:
-        logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", trainer.step)
-    return 0
+    given = {"data.clean_music_dir": arguments.clean_music_dir, "train.max_train_minutes": arguments.max_train_minutes}
+    overrides = [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    status, _ = loop.train(
+        "vocoder.train", arguments, lambda: load_vocoder_config(arguments.config, overrides), VocoderTrainer
+    )
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import scipy.signal
 import torch
 from diffusers import MMAudioVocoder
 from safetensors.torch import load_file
+from stop import StopAfter
 
 from training.vocoder.config import DiscriminatorConfig, VocoderConfig
 from training.vocoder.discriminators import (
@@ -29,22 +30,6 @@ SMALL = DiscriminatorConfig(
     periods=(2, 3), period_channels=2, resolutions=((256, 64, 256), (512, 128, 512)), resolution_channels=2
 )
 NAMES = ("vocoder", "ema", "optimizer", "discriminators", "discriminator_optimizer")
-
-
-class Never:
-    requested = False
-
-
-class After:
-    """Asks for a stop after so many steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    @property
-    def requested(self) -> bool:
-        self.steps -= 1
-        return self.steps <= 0
 
 
 def noise(seed: int, samples: int = 2048) -> torch.Tensor:
@@ -169,7 +154,7 @@ def test_discriminators_step_does_not_reach_the_generator(tmp_path: Path, values
     for parameter in trainer.vocoder.parameters():
         parameter.register_hook(lambda gradient: gradients.append(float(gradient.abs().max())))
     before = [parameter.detach().clone() for parameter in trainer.discriminators.parameters()]
-    trainer.train_step(next(trainer.examples.batches(0, 1)))
+    trainer.train_step(trainer.examples.batches(0, 1))
     assert gradients and max(gradients) < 1e-20
     after = [parameter.detach() for parameter in trainer.discriminators.parameters()]
     changed = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
@@ -215,11 +200,11 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     values["train"]["optimizer"] = optimizer
     config = VocoderConfig.model_validate(values)
-    VocoderTrainer(config, tmp_path / "whole").fit(Never())
-    VocoderTrainer(config, tmp_path / "parts").fit(After(2))
+    VocoderTrainer(config, tmp_path / "whole").fit(StopAfter())
+    VocoderTrainer(config, tmp_path / "parts").fit(StopAfter(2))
     resumed = VocoderTrainer(config, tmp_path / "parts")
     resumed.resume(tmp_path / "parts" / "checkpoint-2")
-    resumed.fit(Never())
+    resumed.fit(StopAfter())
     whole, parts = checkpoint(tmp_path / "whole", 4), checkpoint(tmp_path / "parts", 4)
     assert whole.keys() == parts.keys() and len(whole) > 100
     for key, value in whole.items():
@@ -230,7 +215,7 @@ def test_run_starts_from_an_export_and_refuses_another_phases_checkpoint(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:
     spectral = VocoderConfig.model_validate({**values, "loss": {}, "seed": 1})
-    VocoderTrainer(spectral, tmp_path / "spectral").fit(After(1))
+    VocoderTrainer(spectral, tmp_path / "spectral").fit(StopAfter(1))
     exported = tmp_path / "exported"
     first = VocoderTrainer(spectral, tmp_path)
     first.vocoder.save_pretrained(exported)
@@ -242,7 +227,7 @@ def test_run_starts_from_an_export_and_refuses_another_phases_checkpoint(
         assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="discriminators"):
         trainer.resume(tmp_path / "spectral" / "checkpoint-1")
-    trainer.fit(After(1))
+    trainer.fit(StopAfter(1))
     with pytest.raises(ValueError, match="--init_from"):
         first.resume(tmp_path / "adversarial" / "checkpoint-1")
     values["model"]["upsample_initial_channel"] = 32
@@ -254,9 +239,9 @@ def test_validation_is_shown_and_played(tmp_path: Path, values: dict[str, Any]) 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path, "tensorboard")
-    trainer.fit(After(1))
+    trainer.fit(StopAfter(1))
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path, "tensorboard")
-    trainer.fit(Never())
+    trainer.fit(StopAfter())
     events = EventAccumulator(str(tmp_path / "aud2studio"))
     events.Reload()
     tags = events.Tags()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stop import StopAfter
 
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.analysis import analyzed
@@ -19,16 +20,6 @@ from training.vocoder.train import VocoderTrainer
 
 CHUNK = 32 * 1024  # samples of a chunk of the toy pipeline
 CPU = torch.device("cpu")
-
-
-class Stop:
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    @property
-    def requested(self) -> bool:
-        self.after -= 1
-        return self.after == 0
 
 
 @pytest.fixture
@@ -84,11 +75,11 @@ def test_wanted_crop_is_at_the_place_of_the_restored_mel(
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, values: dict[str, Any]) -> None:
     config = VocoderConfig.model_validate(values)
-    VocoderTrainer(config, tmp_path / "whole").fit(Stop(99))
-    VocoderTrainer(config, tmp_path / "parts").fit(Stop(1))
+    VocoderTrainer(config, tmp_path / "whole").fit(StopAfter(99))
+    VocoderTrainer(config, tmp_path / "parts").fit(StopAfter(1))
     resumed = VocoderTrainer(config, tmp_path / "parts")
     resumed.resume(tmp_path / "parts" / "checkpoint-1")
-    resumed.fit(Stop(99))
+    resumed.fit(StopAfter(99))
     for name in ("vocoder", "ema", "optimizer"):
         whole = load_file(tmp_path / "whole" / "checkpoint-4" / f"{name}.safetensors")
         parts = load_file(tmp_path / "parts" / "checkpoint-4" / f"{name}.safetensors")
@@ -101,7 +92,7 @@ def test_training_on_restored_mels_lowers_the_loss(tmp_path: Path, values: dict[
     values["train"] |= {"lr": 3e-3, "max_train_steps": 60}
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path)
     example = next(trainer.examples.batches(0, 1))
-    losses = [trainer.train_step(example)["loss"] for _ in range(20)]
+    losses = [trainer.train_step(iter([example]))["loss"] for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
 
 

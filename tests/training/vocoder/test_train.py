@@ -1,6 +1,5 @@
 """Vocoder training: data, baseline, initialisation, schedule, and a run that is stopped and resumed."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 import yaml
 from diffusers import MMAudioVocoder
 from safetensors.torch import load_file
+from stop import StopAfter
 
 from pipeline_aud2studio.spectral import BandTransform
 from training.build import build_optimizer
 from training.config import ConfigError
 from training.jsonl import read_rows
-from training.schedule import learning_rate
+from training.loop import learning_rate
 from training.vocoder.config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
 from training.vocoder.examples import CleanMels, MusicCrops, batches
 from training.vocoder.objective import (
@@ -33,20 +33,6 @@ from training.vocoder.train import VocoderTrainer, main
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 SAMPLE_RATE = 44_100
-
-
-class Stopper:
-    """Asks for a stop after so many questions, as a signal would."""
-
-    def __init__(self, after: int | None = None) -> None:
-        self.questions, self.after = itertools.count(1), after
-        self.stopped = False
-
-    @property
-    def requested(self) -> bool:
-        if self.after is not None and not self.stopped:
-            self.stopped = next(self.questions) >= self.after
-        return self.stopped
 
 
 @pytest.fixture
@@ -247,7 +233,7 @@ def run(config: VocoderConfig, folder: Path, resume: bool = False, stop_after: i
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
         trainer.resume(max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
-    trainer.fit(Stopper(stop_after))
+    trainer.fit(StopAfter(stop_after))
     return trainer
 
 
@@ -289,7 +275,7 @@ def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any], optimi
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path)
     assert trainer.discriminators is None
     example = next(trainer.examples.batches(0, 1))
-    losses = [trainer.train_step(example)["loss"] for _ in range(20)]
+    losses = [trainer.train_step(iter([example]))["loss"] for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:2])
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from training.config import TrainConfig
-from training.schedule import averaged, ema_decay, learning_rate, step_seed
+from training.loop import averaged, ema_decay, learning_rate, step_seed
 
 
 def test_learning_rate_warms_up_and_stays():
