@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from hub_server import TOKEN, environment
 from safetensors.torch import load_file, save_file
+from scipy import signal
 
 from pipeline_aud2studio import Aud2StudioPipeline
 from training.checkpoints import save_checkpoint
@@ -76,6 +77,17 @@ def test_verification_sees_weights_that_differ(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "REMOTE", "raise ImportError('aud2studio_of_tomorrow')")
     with pytest.raises(verification.VerificationError, match="without the package: ImportError: aud2studio_of_tom"):
         verification.remote_read_outs(broken, *verification.excerpt())
+
+
+def test_iterated_phases_are_compared_by_their_spectrum():
+    rng = np.random.default_rng(0)
+    spectrum = np.abs(np.fft.rfft(rng.standard_normal((2, 2 * 44100)))) / np.sqrt(1 + np.arange(44101))
+    one, other = (np.fft.irfft(spectrum * np.exp(2j * np.pi * rng.random(spectrum.shape))) for _ in range(2))
+    assert np.abs(one - other).max() > np.abs(one).max() / 2
+    assert verification.band_difference_db(one, other) < verification.ITERATED_DB
+    assert verification.band_difference_db(1.2 * one, one) == pytest.approx(20 * np.log10(1.2))
+    dull = signal.lfilter([0.5, 0.5], [1.0], one)
+    assert verification.band_difference_db(dull, one) > 10
 
 
 def test_the_bare_environment_has_neither_this_package_nor_what_only_files_need(tmp_path):
