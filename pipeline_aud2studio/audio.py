@@ -1,4 +1,4 @@
-"""What is done to waveforms: sampling rates, levels and loudness, and the two finishing touches (tilt, limiter).
+"""Sampling rates, levels and loudness of waveforms, and the two finishing touches (tilt, limiter).
 
 Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1.0.
 """
@@ -32,7 +32,7 @@ _BLOCK_FRAMES = 1 << 18
 
 
 class AudioNotice(UserWarning):
-    """What the user should know of a recording, in a sentence."""
+    """A sentence that the user should know of a recording."""
 
 
 class LoudnessWarning(AudioNotice):
@@ -59,7 +59,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int, length: int
 def resampled(
     blocks: Iterable[Waveform], source_rate: int, target_rate: int, length: int | None = None
 ) -> Iterator[Waveform]:
-    """What `resample` gives for a signal that comes in blocks `(channels, samples)`, in blocks.
+    """Resamples, as `resample` does, a signal that comes in blocks `(channels, samples)`, in blocks.
 
     Args:
         length: samples of the result, to the sample; by default `samples * target_rate / source_rate`, rounded.

@@ -351,7 +351,7 @@ class AudioStream:
             self._note(_short(position, total, self.sample_rate))
 
     def _decoded(self, part: Part) -> Iterator[tuple[_Piece, int | None]]:
-        """What PyAV makes of a part, and how many samples its container promises. FLAC's gaps are silence."""
+        """Decodes a part by PyAV; yields with it how many samples its container promises. FLAC's gaps are silence."""
         is_flac, position, gaps, damaged, failing = self._layout.kind == "flac", 0, [], 0, 0
         with _demuxed(self.path, self._part_file(part), self._layout.kind) as container:
             stream = _track(self.path, container, self._track)

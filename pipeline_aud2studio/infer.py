@@ -36,7 +36,7 @@ SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a job."""
+    """The outcome of a job."""
 
     output: Path
     audio_s: float

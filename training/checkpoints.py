@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], sta
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """The tensors by file stem and the state that :func:`save_checkpoint` was given, with `step`.
+    """Loads the tensors by file stem and the state that :func:`save_checkpoint` was given, with `step`.
 
     Raises:
         ValueError: If this is no checkpoint or a file of it is damaged.
@@ -63,13 +63,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """Lists the complete checkpoints of a run, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def find_checkpoint(folder: Path, which: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means: `latest` (none if the run has none), a name or a path.
+    """Finds what `--resume_from_checkpoint` means: `latest` (none if the run has none), a name or a path.
 
     Raises:
         ValueError: If a checkpoint that was named does not exist.
@@ -97,7 +97,7 @@ def prune_checkpoints(folder: Path, limit: int | None) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter]
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `parameter name:state name`."""
+    """Returns the optimizer's state as `parameter name:state name`."""
     return {
         f"{name}:{key}": value
         for name, parameter in parameters.items()

@@ -1,4 +1,4 @@
-"""What the training of the UNet and of the vocoder share: the loop, its clock and signals, and its command line."""
+"""The loop that the training of the UNet and of the vocoder share, its clock and signals, and its command line."""
 
 from __future__ import annotations
 

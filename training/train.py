@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
     parser.add_argument("--export", type=Path, metavar="DIR", help="where the pipeline is written at the end")
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """The `section.key=value` texts that a command line stands for."""
+    """Lists the `section.key=value` texts that a command line stands for."""
     given = [(key, getattr(arguments, name)) for name, (_, key) in OPTIONS.items()]
     texts = [*arguments.set, *(f"{key}={value}" for key, value in given if value is not None)]
     if any(text.startswith("train.mixed_precision=") for text in texts):

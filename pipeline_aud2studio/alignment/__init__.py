@@ -121,7 +121,7 @@ class Alignment:
         return aligned[0] if np.ndim(waveform) == 1 else aligned
 
     def blocks(self, recording: Recording, length: int) -> Iterator[np.ndarray]:
-        """What `apply` returns, in pieces `(channels, samples)` of some seconds, for files of any length."""
+        """Yields what `apply` returns in pieces `(channels, samples)` of some seconds, for files of any length."""
         for block in blocks_on_reference_clock(recording, self.segments, length, self.sample_rate):
             yield self.polarity * block
 
@@ -255,7 +255,7 @@ def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float,
 
 @dataclass(frozen=True)
 class _Survey:
-    """What one look at a recording tells: its onset strength and its quality, or why it cannot be used."""
+    """Onset strength and quality of a recording, or why it cannot be used."""
 
     onsets: np.ndarray
     quality_db: float

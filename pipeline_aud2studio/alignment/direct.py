@@ -41,7 +41,7 @@ NEIGHBOURS, OVERSAMPLING = 32, 8
 
 @dataclass(frozen=True)
 class DirectPattern:
-    """What the direct sound of a recording stands out of, against a reference.
+    """The correlation of a recording with a reference, out of which the direct sound stands.
 
     Attributes:
         values: correlation `(2 * context + 1)` at lags of whole samples around 0, in units of its root mean square.
@@ -92,7 +92,7 @@ def direct_pattern(
     window_s: float,
     reach_s: float,
 ) -> DirectPattern:
-    """What the direct sound is a peak of: see :func:`direct_delay`."""
+    """Computes the correlation of which the direct sound is a peak: see :func:`direct_delay`."""
     length = int(window_s * sample_rate)
     size = scipy.fft.next_fast_len(2 * length, real=True)
     taper = tukey(length, 0.2).astype(np.float32)
@@ -214,7 +214,7 @@ Clock = Sequence[Segment]  # a recording's segments in order
 def agree(
     recordings: Sequence[Recording], clocks: Sequence[Clock], polarities: Sequence[int], sample_rate: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the direct sounds of several recordings say together.
+    """Chooses the direct sounds of several recordings together.
 
     Args:
         recordings: The reference first.

@@ -42,7 +42,7 @@ NUM_TRIALS = 3000
 
 @dataclass(frozen=True)
 class Windows:
-    """What the windows say, an entry each.
+    """Lags that were measured in windows, an entry each.
 
     Attributes:
         times_s: centres on the recording's clock.

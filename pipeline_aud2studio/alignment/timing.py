@@ -73,7 +73,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """What windows show between two jumps: the lag's course, the windows with those that agree, and their pattern.
+    """The course of a lag between two jumps, the windows with those that agree, and their pattern.
 
     The course leads through the pattern's lag 0, the direct sound comes `direct_s` later.
     """

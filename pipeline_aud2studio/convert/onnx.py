@@ -65,7 +65,7 @@ class OnnxNetwork(nn.Module):
         self.config = config
 
     def computed(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the file's network makes of its inputs, in their order."""
+        """Runs the file's network on its inputs, in their order."""
         names = [each.name for each in self.session.get_inputs()]
         feed = {name: each.contiguous().numpy() for name, each in zip(names, inputs, strict=True)}
         return torch.from_numpy(self.session.run(None, feed)[0])
@@ -138,7 +138,7 @@ QUANTISED = ("Conv", "MatMul", "Gemm")
 
 @dataclass(frozen=True)
 class Network:
-    """What is exported: torch's network by its inputs' names, and which of their axes may have any length."""
+    """A network to export: torch's, its inputs by their names, and which of their axes may have any length."""
 
     module: nn.Module
     inputs: Mapping[str, torch.Tensor]

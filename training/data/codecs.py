@@ -64,7 +64,7 @@ def _delay(name: str, sample_rate: int, channels: int, bitrate_kbps: int) -> int
 
 
 def transcode(waveform: np.ndarray, sample_rate: int, name: str, bitrate_kbps: int) -> np.ndarray:
-    """What is left of `waveform` (1 or 2 channels, samples) after a lossy codec; same shape, same time, float32."""
+    """Encodes and decodes a waveform (1 or 2 channels, samples) by a lossy codec; same shape, same time, float32."""
     if name not in CODECS:
         raise ValueError(f"unknown codec {name!r}: choose one of {', '.join(CODECS)}")
     codec_rate = CODECS[name].sample_rate or sample_rate

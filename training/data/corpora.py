@@ -191,7 +191,7 @@ def unpack_tar(file: IO[bytes], folder: Path, wanted: Callable[[str], bool]) -> 
 
 
 def package_records(name: str) -> list[dict[str, str]]:
-    """What apt knows about a package: a dict of its fields for every version on offer, the candidate first."""
+    """Asks apt for a package: a dict of its fields for every version on offer, the candidate first."""
     answer = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True)
     records = []
     for paragraph in answer.stdout.split("\n\n"):
@@ -204,7 +204,7 @@ def package_records(name: str) -> list[dict[str, str]]:
 
 
 def cached_package(name: str, records: Sequence[Mapping[str, str]], cache: Path) -> Path | None:
-    """The package's file in the cache, if one is there whose size and checksum apt knows."""
+    """Finds the package's file in the cache, if one is there whose size and checksum apt knows."""
     for path in sorted(cache.glob(f"{name}_*.deb")):
         for record in records:
             if int(record["Size"]) == path.stat().st_size and record["SHA256"] == pooch.file_hash(path):
@@ -257,7 +257,7 @@ def unpack_package(deb: Path, folder: Path) -> None:
 
 
 def bandwidth_hz(waveform: np.ndarray, sample_rate: int, floor_db: float = -75.0) -> float:
-    """Highest frequency with content: where the mean spectrum is last within 75 dB of its strongest 100 Hz.
+    """Finds the highest frequency with content: where the mean spectrum is last within 75 dB of its strongest 100 Hz.
 
     Args:
         waveform: (samples,).
@@ -276,7 +276,7 @@ def bandwidth_hz(waveform: np.ndarray, sample_rate: int, floor_db: float = -75.0
 
 
 def excerpt(path: Path, seconds: float = 6.0) -> tuple[np.ndarray, int]:
-    """Three pieces of a file, at 1/4, 1/2 and 3/4 of it, downmixed and joined: (samples,) and the sample rate."""
+    """Reads three pieces of a file, at 1/4, 1/2 and 3/4, downmixed and joined: (samples,) and the sample rate."""
     with soundfile.SoundFile(path) as file:
         length = int(seconds * file.samplerate)
         pieces = []
@@ -287,7 +287,7 @@ def excerpt(path: Path, seconds: float = 6.0) -> tuple[np.ndarray, int]:
 
 
 def describe(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
-    """An inventory row, without what only the collection knows (licence, split), of one track.
+    """Makes an inventory row, without what only the collection knows (licence, split), of one track.
 
     Args:
         paths: the file, or the stems that make the track when they are summed.
@@ -310,7 +310,7 @@ def describe(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def is_tier_a(row: Mapping[str, Any]) -> bool:
-    """Good enough to be a target: stereo, full rate, full bandwidth, and long enough to cut from."""
+    """Tells whether a track can be a target: stereo, full rate, full bandwidth, and long enough to cut from."""
     return (
         row["channels"] == 2
         and row["sample_rate"] >= MIN_SAMPLE_RATE
@@ -320,7 +320,7 @@ def is_tier_a(row: Mapping[str, Any]) -> bool:
 
 
 def tracks(folder: Path) -> list[list[Path]]:
-    """The music files below a folder, each as the list of its stems (mostly one).
+    """Lists the music files below a folder, each as the list of its stems (mostly one).
 
     Left out: `_fast` copies, game sounds, and the stems beside a `mixture.wav`.
     """
@@ -341,7 +341,7 @@ def tracks(folder: Path) -> list[list[Path]]:
 
 
 def take_stock(out: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of the tier A tracks below `out`/`name`. What was described once is kept in `out`/`name`.tracks.jsonl."""
+    """Describes the tier A tracks below `out`/`name`. What was described once is kept in `out`/`name`.tracks.jsonl."""
     index = out / f"{name}.tracks.jsonl"
     known = {row["path"]: row for row in read_rows(index)} if index.exists() else {}
     rows = []
@@ -358,7 +358,7 @@ def take_stock(out: Path, name: str) -> list[dict[str, Any]]:
 
 
 def artist_split(artist: str) -> str:
-    """The split of an artist by a hash of the name: 10 % test, 10 % validation, the same on every machine."""
+    """Chooses the split of an artist by a hash of the name: 10 % test, 10 % validation, the same on every machine."""
     share = int(hashlib.sha256(artist.casefold().encode()).hexdigest()[:8], 16) / 2**32
     return "test" if share < 0.1 else "validation" if share < 0.2 else "train"
 

@@ -1,4 +1,4 @@
-"""What training renders from, decoded once for fast random access.
+"""The material that training renders from, decoded once for fast random access.
 
     python -m training.data.material --music data/clean --acoustics DIR --voices DIR --out data/material
 
@@ -84,7 +84,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a loudspeaker or a tape recorder does to the levels of third octaves: `gain_db` at `CURVE_HZ`."""
+    """The gains of a loudspeaker or a tape recorder in third octaves: `gain_db` at `CURVE_HZ`."""
 
     name: str
     kind: str  # `cabinet` or `microphone`

@@ -11,7 +11,7 @@ BLOCK_S = 0.01
 
 
 def energy_decay_db(response: np.ndarray) -> np.ndarray:
-    """Schroeder's backward integration, (samples,) -> (samples,) in dB, 0 dB at the start.
+    """Integrates backward, as Schroeder does, (samples,) -> (samples,) in dB, 0 dB at the start.
 
     M. R. Schroeder, "New method of measuring reverberation time", JASA 37, 1965.
     """
@@ -22,7 +22,7 @@ def energy_decay_db(response: np.ndarray) -> np.ndarray:
 
 
 def t20_s(response: np.ndarray, sample_rate: int) -> float:
-    """Reverberation time from the line through the decay between -5 and -25 dB; (samples,) -> seconds."""
+    """Measures the reverberation time from the line through the decay between -5 and -25 dB; (samples,) -> seconds."""
     decay = energy_decay_db(response)
     inside = np.flatnonzero((decay <= -5.0) & (decay >= -25.0))
     if len(inside) < 2:
@@ -32,14 +32,14 @@ def t20_s(response: np.ndarray, sample_rate: int) -> float:
 
 
 def energy_ratio_db(response: np.ndarray, sample_rate: int, seconds: float) -> float:
-    """Energy before `seconds` over that after it in dB, at most +/-99 dB: the DRR for 2.5 ms, C50 for 50 ms."""
+    """Measures the energy before `seconds` over that after it in dB, within 99 dB: DRR for 2.5 ms, C50 for 50."""
     split = round(seconds * sample_rate)
     early, late = (np.square(part, dtype=np.float64).sum() for part in (response[:split], response[split:]))
     return float(np.clip(10.0 * np.log10((early + 1e-30) / (late + 1e-30)), -99.0, 99.0))
 
 
 def onset(response: np.ndarray, sample_rate: int, threshold_db: float = -6.0) -> int:
-    """Sample of the direct path's peak: the highest within 1 ms from where the response first comes near its maximum.
+    """Finds the direct path's peak: the highest sample within 1 ms from where the response comes near its maximum.
 
     The direct path need not be the maximum: focused reflections and a second loudspeaker can be stronger. A threshold
     much lower than -6 dB finds what a measurement has before it: leakage, pre-ringing, sound through a wall.
@@ -52,7 +52,7 @@ def onset(response: np.ndarray, sample_rate: int, threshold_db: float = -6.0) ->
 
 
 def from_direct_path(response: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The response from its direct path on, whose peak is shifted onto the sample grid first: (samples,) -> (fewer,).
+    """Cuts a response at its direct path, whose peak is shifted onto the sample grid first: (samples,) -> (fewer,).
 
     A band-limited pulse that peaks between two samples rings on both sides; one that peaks on a sample does not ring.
     Cutting at the peak would otherwise lose the half that comes before it.
@@ -73,7 +73,7 @@ def from_direct_path(response: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def decay_end(response: np.ndarray, sample_rate: int, range_db: float = 60.0, noise_margin_db: float = 6.0) -> int:
-    """Sample after which nothing but noise or less than -60 dB of the strongest 10 ms is left."""
+    """Finds the sample after which nothing but noise or less than -60 dB of the strongest 10 ms is left."""
     size = round(BLOCK_S * sample_rate)
     blocks = np.square(response[: len(response) // size * size], dtype=np.float64).reshape(-1, size).mean(axis=1)
     if len(blocks) < 2:
@@ -84,7 +84,7 @@ def decay_end(response: np.ndarray, sample_rate: int, range_db: float = 60.0, no
 
 
 def tidy(responses: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample, trim every channel to its direct path, cut the decayed end, normalise.
+    """Resamples, trims every channel to its direct path, cuts the decayed end, normalises.
 
     Args:
         responses: (channels, samples) at `sample_rate` in Hz.

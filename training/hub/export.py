@@ -44,7 +44,7 @@ HALF = "fp16"
 
 
 def load_pipeline(checkpoint: Path, vocoder: Path | None = None) -> Aud2StudioPipeline:
-    """The pipeline of a checkpoint in float32.
+    """Loads the pipeline of a checkpoint in float32.
 
     Args:
         checkpoint: A pipeline's folder (`runs/EXPERIMENT/best-STEP`, `runs/EXPERIMENT/pipeline`), or a
@@ -135,12 +135,12 @@ def _forget_origin(folder: Path) -> None:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is what `write_repository` writes."""
+    """Tells whether a folder is what `write_repository` writes."""
     return all((folder / name).is_file() for name in ("model_index.json", "pipeline.py", "LICENSE"))
 
 
 def halved(pipeline: Aud2StudioPipeline) -> Aud2StudioPipeline:
-    """A copy with float16 weights.
+    """Copies a pipeline with float16 weights.
 
     Raises:
         ValueError: If a weight is beyond what float16 holds.
@@ -266,7 +266,7 @@ def push_folder(
 
 
 def differences(api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path) -> list[str]:
-    """Paths that are in the folder or in a revision of the repository only, or with another content."""
+    """Lists paths that are in the folder or in a revision of the repository only, or with another content."""
     entries = api.list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True)
     remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     remote.pop(".gitattributes", None)  # the Hub's own
@@ -288,7 +288,7 @@ def _same(path: Path, entry: RepoFile) -> bool:
 
 
 def git_blob_id(content: bytes) -> str:
-    """What git calls a file of this content."""
+    """Computes what git calls a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 

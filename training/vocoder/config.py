@@ -22,7 +22,7 @@ from training.config import (
 
 
 class FrontEndConfig(Section):
-    """What the vocoder is conditioned on; the defaults are NVIDIA's 44 kHz, 128 bands, 256x."""
+    """The mel that the vocoder is conditioned on; the defaults are NVIDIA's 44 kHz, 128 bands, 256x."""
 
     sample_rate: Annotated[int, Field(ge=8000, le=192000)] = 44100  # Hz
     n_fft: PositiveInt = 1024

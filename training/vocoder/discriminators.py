@@ -26,7 +26,7 @@ MIN_RMS = 1e-4  # a crop below is nearly silent and is not brought all the way u
 
 
 class Judgement(NamedTuple):
-    """What one discriminator says of some waveforms."""
+    """Scores and features of some waveforms by one discriminator."""
 
     scores: torch.Tensor  # one for each place (batch, 1, ...): towards 1 for clean, towards 0 for vocoded
     features: list[torch.Tensor]  # of every hidden layer (batch, channels, ...)
@@ -47,7 +47,7 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def picture(self, waveform: torch.Tensor) -> torch.Tensor:
-        """What the first layer sees (batch, 1, height, width) of waveforms (batch, samples)."""
+        """Turns waveforms (batch, samples) into what the first layer sees (batch, 1, height, width)."""
 
     def forward(self, waveform: torch.Tensor) -> Judgement:
         """Judges waveforms (batch, samples)."""
@@ -127,13 +127,13 @@ class Discriminators(nn.Module):
 
 
 def level_gain(clean: torch.Tensor) -> torch.Tensor:
-    """Gains (batch, 1) that bring clean waveforms (batch, samples) to the level at which they are judged."""
+    """Computes gains (batch, 1) that bring clean waveforms (batch, samples) to the level at which they are judged."""
     rms = clean.square().mean(-1, keepdim=True).sqrt()
     return JUDGED_RMS / rms.clamp_min(MIN_RMS)
 
 
 def discriminator_loss(clean: Sequence[Judgement], vocoded: Sequence[Judgement]) -> torch.Tensor:
-    """Least squares (Mao et al., 2017), for the discriminators; the sum over them."""
+    """Computes least squares (Mao et al., 2017), for the discriminators; the sum over them."""
     losses = [
         (1 - real.scores).square().mean() + fake.scores.square().mean()
         for real, fake in zip(clean, vocoded, strict=True)
@@ -142,12 +142,12 @@ def discriminator_loss(clean: Sequence[Judgement], vocoded: Sequence[Judgement])
 
 
 def adversarial_loss(vocoded: Sequence[Judgement]) -> torch.Tensor:
-    """Least squares, for the generator; the sum over the discriminators."""
+    """Computes least squares, for the generator; the sum over the discriminators."""
     return torch.stack([(1 - fake.scores).square().mean() for fake in vocoded]).sum()
 
 
 def feature_matching_loss(clean: Sequence[Judgement], vocoded: Sequence[Judgement]) -> torch.Tensor:
-    """L1 distance of the features (Larsen et al., 2016), the sum over layers and discriminators."""
+    """Computes the L1 distance of the features (Larsen et al., 2016), the sum over layers and discriminators."""
     losses = [
         F.l1_loss(ours, theirs)
         for real, fake in zip(clean, vocoded, strict=True)

@@ -1,4 +1,4 @@
-"""What the vocoder is trained and validated on: mels of clean music, or mels that a pipeline restored."""
+"""The examples that the vocoder is trained and validated on: mels of clean music, or mels that a pipeline restored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALIDATION_LEVEL_DB = -23.0
 
 
 class Example(NamedTuple):
-    """What the vocoder gets, and what it is to make of it."""
+    """Mels that the vocoder gets, and the waveforms that it is to make of them."""
 
     mel: torch.Tensor  # (batch, bands, frames), log
     clean: torch.Tensor  # (batch, frames * hop)
@@ -47,10 +47,10 @@ class Examples(Protocol):
     clips: Example
 
     def batches(self, first: int, last: int) -> Generator[Example, None, None]:
-        """The batches of the steps `first` to `last` - 1, the same ones whenever they are drawn."""
+        """Yields the batches of the steps `first` to `last` - 1, the same ones whenever they are drawn."""
 
     def state_dict(self) -> dict[str, int]:
-        """What has to be kept to go on after the last batch that was handed out."""
+        """Returns what has to be kept to go on after the last batch that was handed out."""
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes back to where :meth:`state_dict` was called."""
@@ -94,7 +94,7 @@ class CleanMels:
                 yield self.example(batch.to(self.device))
 
     def example(self, padded: torch.Tensor) -> Example:
-        """The example of crops (batch, pad + frames * hop + pad), whose neighbours stand where a mel would reflect."""
+        """Makes an example of crops (batch, pad + frames * hop + pad), whose neighbours stand where a mel reflects."""
         mel = self.transform.log_mel(self.transform.stft_of_padded(padded))
         return Example(mel, padded[:, self.transform.pad : -self.transform.pad])
 
@@ -154,7 +154,7 @@ class RestoredMels:
             )
 
     def _restored(self, batch: Mapping[str, Any], seed: int) -> Example:
-        """Whole chunks of a batch of scenes."""
+        """Restores whole chunks of a batch of scenes."""
         features = Features(*(batch[name].to(self.device) for name in Features._fields))
         generator = torch.Generator().manual_seed(seed)
         mel = restored_log_mel(self.pipeline, features, self.config.data.restored_steps, generator)
@@ -170,7 +170,7 @@ class RestoredMels:
 
 
 def open_examples(config: VocoderConfig, transform: BandTransform, device: torch.device) -> Examples:
-    """What the configuration asks for."""
+    """Opens the examples that the configuration asks for."""
     kind = CleanMels if config.data.restored_from is None else RestoredMels
     return kind(config, transform, device)
 
@@ -289,7 +289,7 @@ def read_span(path: Path, start_s: float, seconds: float, sample_rate: int) -> n
 
 
 def batches(crops: MusicCrops, first: int, last: int, batch_size: int, num_threads: int) -> Tensors:
-    """Batches (batch_size, num_samples) number `first` to `last` - 1, decoded ahead by threads.
+    """Yields batches (batch_size, num_samples) number `first` to `last` - 1, decoded ahead by threads.
 
     Threads, not processes: decoding and resampling let go of Python's lock, and a signal reaches one process only.
     """
@@ -302,7 +302,7 @@ def batches(crops: MusicCrops, first: int, last: int, batch_size: int, num_threa
 
 
 def ahead(read: Callable[[int], torch.Tensor], numbers: range, num_threads: int) -> Tensors:
-    """`read(number)` for every number in order, a few of them begun ahead of their turn."""
+    """Yields `read(number)` for every number in order, a few of them begun ahead of their turn."""
     pending: deque[Future[torch.Tensor]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         try:

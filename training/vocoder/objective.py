@@ -26,7 +26,7 @@ def front_end(mel: FrontEndConfig) -> BandTransform:
 
 
 def build_vocoder(config: VocoderConfig) -> MMAudioVocoder:
-    """A freshly initialised generator."""
+    """Builds a freshly initialised generator."""
     vocoder = MMAudioVocoder(num_mels=config.mel.n_mels, **generator_arguments(config.model))
     initialize(vocoder, config.mel)
     return vocoder
@@ -86,27 +86,27 @@ class SpectralObjective(nn.Module):
         self.mr_stft = MultiResolutionSTFTLoss()
 
     def forward(self, vocoded: torch.Tensor, clean: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Losses by name; `loss` is their weighted sum."""
+        """Computes losses by name; `loss` is their weighted sum."""
         mels = [log_mel_distance(vocoded, clean, transform) for transform in self.transforms]
         losses = {"mel": torch.stack(mels).mean(), "mr_stft": self.mr_stft(vocoded[:, None], clean[:, None])}
         return {**losses, "loss": self.config.mel * losses["mel"] + self.config.mr_stft * losses["mr_stft"]}
 
 
 def log_mel_distance(first: torch.Tensor, second: torch.Tensor, transform: BandTransform) -> torch.Tensor:
-    """Mean absolute difference of the log-mels of two waveforms (..., samples), in nats."""
+    """Computes the mean absolute difference of the log-mels of two waveforms (..., samples), in nats."""
     return nn.functional.l1_loss(transform.log_mel(transform.stft(first)), transform.log_mel(transform.stft(second)))
 
 
 @torch.inference_mode()
 def vocode(vocoder: MMAudioVocoder, mels: torch.Tensor) -> torch.Tensor:
-    """Waveforms (clips, samples) for log-mels (clips, bands, frames), one clip at a time to spare memory."""
+    """Makes waveforms (clips, samples) of log-mels (clips, bands, frames), one clip at a time to spare memory."""
     device = next(vocoder.parameters()).device
     return torch.stack([vocoder(mel[None].to(device)).sample[0, 0].cpu() for mel in mels])
 
 
 @torch.inference_mode()
 def distances(vocoded: torch.Tensor, clean: torch.Tensor, objective: SpectralObjective) -> dict[str, float]:
-    """Log-mel L1 (nats, front end's mel) and multi-resolution STFT distance of waveforms (clips, samples)."""
+    """Measures log-mel L1 (nats, front end's mel) and multi-resolution STFT distance of waveforms (clips, samples)."""
     return {
         "log_mel_l1": float(log_mel_distance(vocoded, clean, objective.transforms[0])),
         "mr_stft": float(objective.mr_stft(vocoded[:, None], clean[:, None])),

@@ -118,12 +118,12 @@ class VocoderTrainer(Run):
         self.ema.n_averaged.fill_(self.step)
 
     def _models(self) -> dict[str, nn.Module]:
-        """What has weights to be kept, by the names of the checkpoint's files."""
+        """Names what has weights to be kept, as the checkpoint's files are called."""
         models: dict[str, nn.Module] = {"vocoder": self.vocoder, "ema": self.ema.module}
         return models if self.discriminators is None else {**models, "discriminators": self.discriminators}
 
     def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
-        """Every optimizer with what it optimizes, by the names of the checkpoint's files."""
+        """Names every optimizer with what it optimizes, as the checkpoint's files are called."""
         optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]] = {"optimizer": (self.optimizer, self.vocoder)}
         if self.discriminators is not None:
             optimizers["discriminator_optimizer"] = (self.discriminator_optimizer, self.discriminators)
@@ -240,7 +240,7 @@ def _prefixed(prefix: str, figures: dict[str, float]) -> dict[str, float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.vocoder.train", description=(__doc__ or "").split("\n")[0]
     )
