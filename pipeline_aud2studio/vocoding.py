@@ -41,7 +41,7 @@ def vocode_parts(
     Args:
         vocoder, device: What computes.
         parts: First frame and log-mel (rows, n_mels, frames), one after the other.
-        refine: What becomes of a block's waveform, see :func:`.griffin_lim.refine`.
+        refine: What becomes of a block's waveform, see :func:`refine`.
     """
     first = begin = 0  # of the next block's own frames, and of what is kept of the log-mel
     kept: torch.Tensor | None = None
