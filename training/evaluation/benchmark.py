@@ -37,9 +37,17 @@ from .metrics import balance_error, gap_excess, log_spectral_distance, multi_res
 from .peers import PEERS, ceiling
 from .perceptual import SAMPLE_RATE as SRMR_RATE
 from .perceptual import pesq_on_speech, srmr
+from .performances import aligned, coherence_weighted, mean
 
 OWN = ("faithful", "prediction", "vocoder", "blend")
 REFERENCES = ("input", "ceiling")
+# Of several recordings: what the pipeline is given, and how it reads out.
+SEVERAL: dict[str, tuple[Callable[[Clip], Waveform | list[Waveform]], str]] = {
+    "several": (aligned, "faithful"),
+    "several_prediction": (aligned, "prediction"),
+    "mean": (lambda clip: mean(aligned(clip)), "faithful"),
+    "coherence": (lambda clip: coherence_weighted(aligned(clip)), "faithful"),
+}
 SYSTEMS = (*REFERENCES, *OWN[:2], *PEERS)
 UNCORRELATED_DB = -20.0  # a recording below it is as good as another piece: its gain says nothing
 System = Callable[[Clip], Waveform]
@@ -55,21 +63,24 @@ def build(name: str, weights: str) -> tuple[System, str]:
         return lambda clip: clip.recording, "1"
     if name == "ceiling":
         return lambda clip: ceiling(clip.recording, clip.early), code_digest()
-    if name in OWN:
+    if name in OWN or name in SEVERAL:
         precision = preferred_dtype("cpu")
         pipeline = Aud2StudioPipeline.from_pretrained(
             weights, dtype={"vocoder": torch.float32, "condition_encoder": torch.float32, "default": precision}
         )
         pipeline.set_progress_bar_config(disable=True)
 
+        gather, reconstruction = SEVERAL.get(name, (None, name))
+
         def restored(clip: Clip) -> Waveform:
             generator = torch.Generator().manual_seed(0)
-            return pipeline(clip.recording, SAMPLE_RATE, reconstruction=name, generator=generator).audios[0]
+            audio = gather(clip) if gather else clip.recording
+            return pipeline(audio, SAMPLE_RATE, reconstruction=reconstruction, generator=generator).audios[0]
 
         return restored, f"{weights_digest(weights)}, {precision}, code {code_digest()}"
     if name in PEERS:
         return lambda clip: PEERS[name](clip.recording), "1"
-    raise ValueError(f"unknown system {name!r}: choose from {', '.join((*SYSTEMS, *OWN[2:]))}")
+    raise ValueError(f"unknown system {name!r}: choose from {', '.join((*SYSTEMS, *OWN[2:], *SEVERAL))}")
 
 
 def score(estimate: Waveform, clip: Clip) -> dict[str, float]:

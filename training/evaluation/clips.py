@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -82,6 +82,14 @@ class Clip:
     def dry(self) -> np.ndarray:
         return self._read("dry")
 
+    @property
+    def takes(self) -> list[np.ndarray]:
+        """The other recordings of the performance, each on its own clock."""
+        return [self._read(f"take{number}") for number in range(1, len(self.row.get("takes", [])))]
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self.name))
+
     def _read(self, part: str) -> np.ndarray:
         path = self.folder / f"{self.name}-{part}.flac"
         return soundfile.read(path, dtype="float32", always_2d=True)[0].T
@@ -98,34 +106,64 @@ def load_clips(folder: Path) -> list[Clip]:
     return [Clip(folder, row) for row in read_rows(folder / "clips.jsonl")]
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the clips of a split may be made of: rows of the corpora's tables."""
+
+    tracks: list[dict[str, Any]]
+    songs: list[dict[str, Any]]
+    rooms: list[dict[str, Any]]
+    crowds: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, split: str, music: Path, acoustics: Path, voices: Path) -> Sources:
+        """Reads the tables of the corpora and keeps what is of the split."""
+        packages = HOLDOUT["music_packages"][split]
+        held = set(HOLDOUT["rir_files"] + HOLDOUT["crowd_files"] + HOLDOUT["voice_files"])
+
+        def chosen(row: dict[str, Any]) -> bool:
+            return row["split"] == "test" if split == "test" else row["split"] == "train" and row["file"] in held
+
+        sounds = [row for row in _index(acoustics) if chosen(row)]
+        return cls(
+            tracks=[row for row in read_rows(music / "inventory.jsonl") if row["package"] in packages],
+            songs=[row for row in _index(voices) if chosen(row) and row["kind"] == "song_with_vocals"],
+            rooms=[row for row in sounds if row["file"].startswith("rir/") and row["channels"] >= 1],
+            crowds=[row for row in sounds if row["file"].startswith("crowd/")],
+        )
+
+    @property
+    def spaces(self) -> list[str]:
+        return sorted({_place(row) for row in self.rooms})
+
+    def rooms_of(self, space: str) -> list[dict[str, Any]]:
+        """The responses of a place."""
+        return [room for room in self.rooms if _place(room) == space]
+
+    def draw_source(self, rng: np.random.Generator, voice: bool) -> dict[str, Any]:
+        """Draws a song, or music without a voice, and where it starts."""
+        found = self.songs if voice else self.tracks
+        source = found[int(rng.integers(len(found)))]
+        files = [source["file"]] if voice else source.get("stems") or [source["path"]]
+        return {"voice": voice, "source": files, "start": float(rng.random())}
+
+
 def draw(split: str, music: Path, acoustics: Path, voices: Path, seed: int = 2026) -> list[dict[str, Any]]:
     """Draws the rows of a split; the rooms' places take turns, so that none counts more than others."""
     rng = np.random.default_rng([seed, split == "validation"])
-    packages = HOLDOUT["music_packages"][split]
-    tracks = [row for row in read_rows(music / "inventory.jsonl") if row["package"] in packages]
-    indexed = {folder: _index(folder) for folder in (acoustics, voices)}
-    held = set(HOLDOUT["rir_files"] + HOLDOUT["crowd_files"] + HOLDOUT["voice_files"])
-
-    def chosen(row: dict[str, Any]) -> bool:
-        return row["split"] == "test" if split == "test" else row["split"] == "train" and row["file"] in held
-
-    songs = [row for row in indexed[voices] if chosen(row) and row["kind"] == "song_with_vocals"]
-    rooms = [row for row in indexed[acoustics] if chosen(row) and row["file"].startswith("rir/")]
-    crowds = [row for row in indexed[acoustics] if chosen(row) and row["file"].startswith("crowd/")]
-    spaces = sorted({_place(row) for row in rooms})
+    sources = Sources.open(split, music, acoustics, voices)
+    spaces, crowds = sources.spaces, sources.crowds
     rows: list[dict[str, Any]] = []
     turn = 0
     for condition, counts in CONDITIONS.items():
         for number in range(counts[split == "validation"]):
             voice = number % 2 == 1
-            source = songs[int(rng.integers(len(songs)))] if voice else tracks[int(rng.integers(len(tracks)))]
-            files = [source["file"]] if voice else source.get("stems") or [source["path"]]
-            row: dict[str, Any] = {"name": f"{len(rows):04d}", "condition": condition, "voice": voice, "source": files}
-            row["start"] = float(rng.random())
+            row: dict[str, Any] = {"name": f"{len(rows):04d}", "condition": condition}
+            row |= sources.draw_source(rng, voice)
             if "room" in condition or condition == "phone":
                 space = spaces[turn % len(spaces)]
                 turn += 1
-                options = [room for room in rooms if _place(room) == space and room["channels"] >= 1]
+                options = sources.rooms_of(space)
                 row |= {"rir": options[int(rng.integers(len(options)))]["file"], "space": space}
             if "audience" in condition or condition == "phone":
                 row["crowd"] = crowds[int(rng.integers(len(crowds)))]["file"]
@@ -163,7 +201,7 @@ def _draw_phone(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _read_loop(paths: Sequence[Path], start: float, samples: int) -> np.ndarray:
+def read_loop(paths: Sequence[Path], start: float, samples: int) -> np.ndarray:
     """A stretch of the sum of some files, from the share `start` of what can be chosen on: (2, samples)."""
     parts = []
     for path in paths:
@@ -230,7 +268,7 @@ def phone(sound: np.ndarray, early: np.ndarray, settings: dict[str, Any]) -> tup
 def render(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> dict[str, np.ndarray]:
     """Renders a row: `recording`, `early` and `dry`, each (channels, samples)."""
     total, channels = round((SECONDS + LEAD_IN_S) * SAMPLE_RATE), row["channels"]
-    source = _read_loop([(voices if row["voice"] else music) / file for file in row["source"]], row["start"], total)
+    source = read_loop([(voices if row["voice"] else music) / file for file in row["source"]], row["start"], total)
     source /= np.sqrt(np.mean(np.square(source))) + 1e-9
     dry = source[:channels] if channels == 2 else source.mean(0, keepdims=True)
     sound = early = dry
@@ -244,7 +282,7 @@ def render(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> d
     cut = slice(round(LEAD_IN_S * SAMPLE_RATE), None)
     dry, sound, early = (np.asarray(each[:, cut], np.float32) for each in (dry, sound, early))
     if "crowd" in row:
-        crowd = _read_loop([acoustics / row["crowd"]], row["crowd_start"], total)[:channels, cut]
+        crowd = read_loop([acoustics / row["crowd"]], row["crowd_start"], total)[:channels, cut]
         level = np.sqrt(np.mean(np.square(sound)) / (np.mean(np.square(crowd)) + 1e-12))
         if row["condition"] == "audience alone":
             sound = early = dry = crowd
@@ -257,20 +295,27 @@ def render(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> d
     return {"recording": scale * sound, "early": scale * early, "dry": dry_scale * dry}
 
 
-def render_all(rows: Sequence[dict[str, Any]], music: Path, acoustics: Path, voices: Path, out: Path) -> None:
+def render_all(
+    rows: Sequence[dict[str, Any]], render_row: Callable[[dict[str, Any]], dict[str, np.ndarray]], out: Path
+) -> None:
     """Renders what is not there yet, and writes the manifest when all is."""
     out.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc="clips", unit="clip"):
-        paths = {part: out / f"{row['name']}-{part}.flac" for part in ("recording", "early", "dry")}
-        if all(path.is_file() for path in paths.values()):
+        # The last part that is written says that all are there.
+        if (out / f"{row['name']}-{_last_part(row)}.flac").is_file():
             continue
-        for part, waveform in render(row, music, acoustics, voices).items():
+        for part, waveform in render_row(row).items():
             # The early sound alone can be louder than the sum: one factor for both would change the recording's level.
-            temporary = paths[part].with_suffix(".part")
+            path = out / f"{row['name']}-{part}.flac"
+            temporary = path.with_suffix(".part")
             peak = max(float(np.abs(waveform).max()), 1e-9)
             soundfile.write(temporary, (waveform * min(1.0, 0.99 / peak)).T, SAMPLE_RATE, "PCM_24", format="FLAC")
-            os.replace(temporary, paths[part])
+            os.replace(temporary, path)
     write_rows(out / "clips.jsonl", rows)
+
+
+def _last_part(row: dict[str, Any]) -> str:
+    return f"take{len(row['takes']) - 1}" if "takes" in row else "dry"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -284,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folders = options.music, options.acoustics, options.voices
     try:
-        render_all(draw(options.split, *folders), *folders, options.out)
+        render_all(draw(options.split, *folders), lambda row: render(row, *folders), options.out)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
