@@ -78,6 +78,7 @@ def _within(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line."""
     parser = _Parser(
         prog=PROGRAM,
         description="Restores audience recordings of concerts.",
@@ -103,6 +104,34 @@ def build_parser() -> argparse.ArgumentParser:
         help="the .wav or .flac to write (- for standard output, WAV); a folder for a folder",
     )
     add("--overwrite", action="store_true", help="replace what exists already")
+    add(
+        "--reference",
+        type=_within(int, 1, 1000),
+        metavar="N",
+        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
+    )
+    add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
+    add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
+    add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
+    add("--track", type=_within(int, 1, 1000), metavar="N", help="audio track of a container, from 1")
+    add("--strict", action="store_true", help="refuse damaged files instead of restoring what is left of them")
+    add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
+    add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
+    add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
+    add(
+        "--sample-rate",
+        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
+        metavar="HZ",
+        help="of the output (default: the input's)",
+    )
+    add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
+    add("--report", type=Path, metavar="JSON", help="write what became of every recording")
+    add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
+    _add_restoration(parser.add_argument_group("restoration").add_argument)
+    return parser
+
+
+def _add_restoration(add: Callable[..., object]) -> None:
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
         "--backend",
@@ -127,29 +156,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="brighter (positive) or darker towards both ends of the spectrum",
     )
     add("--limiter", action="store_true", help="limit peaks to -1 dBTP in 32-bit float, too")
-    add(
-        "--reference",
-        type=_within(int, 1, 1000),
-        metavar="N",
-        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
-    )
-    add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
-    add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
-    add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
-    add("--track", type=_within(int, 1, 1000), metavar="N", help="audio track of a container, from 1")
-    add("--strict", action="store_true", help="refuse damaged files instead of restoring what is left of them")
-    add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
-    add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
-    add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
-    add(
-        "--sample-rate",
-        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
-        metavar="HZ",
-        help="of the output (default: the input's)",
-    )
-    add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
-    add("--report", type=Path, metavar="JSON", help="write what became of every recording")
-    add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     add(
         "--dtype",
@@ -158,7 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on"
         " CPUs that multiply in it, with AVX-512 BF16 or AMX, else float32)",
     )
-    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
