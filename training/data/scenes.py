@@ -34,7 +34,7 @@ STEREO = 0.65  # share of first recordings with two channels
 SEVERAL = 0.15  # share of scenes with more than one recording
 MEASURED_CURVE = 0.1  # share of measured loudspeakers, and of measured recorders
 MAX_DRIFT_PPM = 30.0
-NO_ROOM_DRR_DB = 20.0  # what counts as no room at all: the condition has to know, or late sound is "heard" in dry music
+NO_ROOM_DRR_DB = 20.0  # what no room at all counts as: the condition has to know it, or dry music seems to ring
 LEAD_IN_S = 1.5  # music before the scene, which still rings in it
 
 
