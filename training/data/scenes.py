@@ -34,6 +34,7 @@ STEREO = 0.65  # share of first recordings with two channels
 SEVERAL = 0.15  # share of scenes with more than one recording
 MEASURED_CURVE = 0.1  # share of measured loudspeakers, and of measured recorders
 MAX_DRIFT_PPM = 30.0
+NO_ROOM_DRR_DB = 20.0  # what no room at all counts as: the condition has to know it, or dry music seems to ring
 LEAD_IN_S = 1.5  # music before the scene, which still rings in it
 
 
@@ -45,7 +46,8 @@ class Scene:
         recordings: Each (channels, samples) float32.
         target: (channels of the first, samples), aligned with it to the sample and at its level.
         dry: The source itself as the loudspeakers play it, of the same shape.
-        labels: `rt60_s`, `drr_db`, `snr_db`, `bandwidth_hz`, `voice` (0 or 1); NaN where there is no such thing.
+        labels: `rt60_s`, `drr_db`, `snr_db`, `bandwidth_hz`, `voice` (0 or 1); NaN where there is no such thing, but
+            for the DRR, which is `NO_ROOM_DRR_DB` without a room.
         recipe: All that was drawn, plain JSON.
     """
 
@@ -100,7 +102,7 @@ class SceneRenderer:
         recipe["other_recorders"] = [take[3] for take in takes[1:]]
         labels = {
             "rt60_s": place.rt60_s if place else math.nan,
-            "drr_db": place.drr_db if place else math.nan,
+            "drr_db": place.drr_db if place else NO_ROOM_DRR_DB,
             "snr_db": snr_db,
             "bandwidth_hz": min(recorder.get("limit_hz", 20000.0), 20000.0),
             "voice": voice if condition != "alone" else math.nan,

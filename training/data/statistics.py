@@ -40,7 +40,10 @@ def balance_db(recording: np.ndarray) -> dict[str, float]:
 def of_scene(scene: Scene) -> dict[str, float]:
     """Lists the figures of a scene."""
     names = {"rt60_s": "RT60, s", "drr_db": "DRR, dB", "snr_db": "SNR, dB", "voice": "with voice"}
-    return {name: scene.labels[label] for label, name in names.items()} | balance_db(scene.recordings[0])
+    figures = {name: scene.labels[label] for label, name in names.items()}
+    if "place" not in scene.recipe:
+        figures["DRR, dB"] = math.nan
+    return figures | balance_db(scene.recordings[0])
 
 
 def of_clip(clip: Clip, acoustics: Path) -> dict[str, float]:
