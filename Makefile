@@ -45,12 +45,12 @@ lint: $(VENV)/all.installed
 # ACOUSTICS and VOICES name folders of rooms, audiences and voices, each with its index.json.
 benchmark: $(VENV)/all.installed
 	@test -n "$(ACOUSTICS)" -a -n "$(VOICES)" || { echo "name the folders: make benchmark ACOUSTICS=DIR VOICES=DIR" >&2; exit 1; }
-	$(BIN)/python -m training.corpora
+	$(BIN)/python -m training.data.corpora
 	$(BIN)/python -m training.evaluation.clips --split test --acoustics $(ACOUSTICS) --voices $(VOICES) --out data/benchmark/test
 	$(BIN)/python -m training.evaluation.benchmark --clips data/benchmark/test --out build/benchmark/test --page
 
 bench: $(VENV)/all.installed
-	$(BIN)/python -m training.bench
+	$(BIN)/python -m training.evaluation.bench
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from .chunks import Padded
 from .features import HISTORY, LOOK_AHEAD, BandImage, Features
 from .prediction import BLOCK_FRAMES, OVERLAP_FRAMES, predict_late
-from .source import Padded
 
 
 class Stretch(NamedTuple):

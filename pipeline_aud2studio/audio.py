@@ -1,4 +1,4 @@
-"""What is done to waveforms: sampling rates, levels and loudness, and the two finishing touches (tilt, limiter).
+"""Sampling rates, levels and loudness of waveforms, and the two finishing touches (tilt, limiter).
 
 Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1.0.
 """
@@ -32,7 +32,7 @@ _BLOCK_FRAMES = 1 << 18
 
 
 class AudioNotice(UserWarning):
-    """What the user should know of a recording, in a sentence."""
+    """A sentence that the user should know of a recording."""
 
 
 class LoudnessWarning(AudioNotice):
@@ -59,7 +59,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int, length: int
 def resampled(
     blocks: Iterable[Waveform], source_rate: int, target_rate: int, length: int | None = None
 ) -> Iterator[Waveform]:
-    """What `resample` gives for a signal that comes in blocks `(channels, samples)`, in blocks.
+    """Resamples, as `resample` does, a signal that comes in blocks `(channels, samples)`, in blocks.
 
     Args:
         length: samples of the result, to the sample; by default `samples * target_rate / source_rate`, rounded.
@@ -95,13 +95,6 @@ def rms_db(waveform: Waveform) -> float:
     """Root mean square over all channels and samples in dBFS; minus infinity for silence."""
     power = float(np.mean(np.square(waveform), dtype=np.float64))
     return 10 * math.log10(power) if power > 0 else -math.inf
-
-
-def normalise_rms(waveform: Waveform, target_db: float = NORMAL_RMS_DB) -> tuple[Waveform, float]:
-    """The waveform at an RMS level of `target_db` dBFS, and the factor that it took (1 for silence)."""
-    level_db = rms_db(waveform)
-    gain = 10 ** ((target_db - level_db) / 20) if math.isfinite(level_db) else 1.0
-    return waveform * np.float32(gain), gain
 
 
 def loudness_lufs(waveform: Waveform, sample_rate: int) -> float:
@@ -253,17 +246,15 @@ def peak_gain(peak: float) -> float:
     return float(10 ** (-lowered_db / 20))
 
 
-def tilt(waveform: Waveform, sample_rate: int, tilt_db: float) -> Waveform:
-    """Turn the spectrum about 1 kHz with zero phase: `tilt_db / 2` more at 20 kHz, as much less at 50 Hz.
+def tilted(blocks: Iterable[Waveform], sample_rate: int, tilt_db: float) -> Iterator[Waveform]:
+    """Turns the spectrum about 1 kHz with zero phase: `tilt_db / 2` more at 20 kHz, as much less at 50 Hz.
 
     The gain in dB is a straight line over log-frequency between these two, and level beyond them. Negative values
     make the sound darker.
+
+    Args:
+        blocks: Of the signal, (channels, samples) each.
     """
-    return np.concatenate([*tilted([waveform], sample_rate, tilt_db)], axis=1)
-
-
-def tilted(blocks: Iterable[Waveform], sample_rate: int, tilt_db: float) -> Iterator[Waveform]:
-    """`tilt` of a signal that comes in blocks."""
     half = sample_rate // 20
     num_taps = 2 * half + 1  # 100 ms: resolves the bend at 50 Hz
     frequencies = np.fft.rfftfreq(2 * num_taps, 1 / sample_rate)
@@ -278,21 +269,6 @@ def tilted(blocks: Iterable[Waveform], sample_rate: int, tilt_db: float) -> Iter
     return _in_context(blocks, half, convolved, "constant")
 
 
-def limiter(
-    waveform: Waveform,
-    sample_rate: int,
-    ceiling_db: float = -1.0,
-    lookahead_s: float = 0.005,
-    release_db_per_s: float = 60.0,
-) -> Waveform:
-    """Look-ahead true-peak limiter, all channels by the same gain; no sample of the result is above the ceiling.
-
-    The reduction needed (in dB) is held for the look-ahead on both sides, released along a straight line, and smoothed
-    over the look-ahead: every value that the smoothing averages covers the peak, so the average does, too.
-    """
-    return np.concatenate([*limited([waveform], sample_rate, ceiling_db, lookahead_s, release_db_per_s)], axis=1)
-
-
 def limited(
     blocks: Iterable[Waveform],
     sample_rate: int,
@@ -301,9 +277,13 @@ def limited(
     release_db_per_s: float = 60.0,
     reductions: list[float] | None = None,
 ) -> Iterator[Waveform]:
-    """`limiter` for a signal that comes in blocks.
+    """Limits true peaks, looking ahead, all channels by the same gain; no sample of the result is above the ceiling.
+
+    The reduction needed (in dB) is held for the look-ahead on both sides, released along a straight line, and smoothed
+    over the look-ahead: every value that the smoothing averages covers the peak, so the average does, too.
 
     Args:
+        blocks: Of the signal, (channels, samples) each.
         reductions: is given by how many dB each block is lowered at most.
     """
     ceiling = 10 ** (ceiling_db / 20)

@@ -1,4 +1,4 @@
-"""What a file's bytes say before anything is decoded: its kind, its parts, and how many samples its headers promise.
+"""Reads from a file's bytes, before anything is decoded, its kind, its parts, and the samples its headers promise.
 
 A file can be several that were joined (`cat a.mp3 b.mp3`, chained OGG), and its header can be wrong: the recorder lost
 power, 32 bits were too few. Decoders stop at such places or read past them; here every part is found, and only that is

@@ -8,10 +8,11 @@ Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,66 @@ import numpy as np
 import soundfile
 
 from .audio import AudioNotice, Waveform, resampled
-from .channels import mixed, named, speakers_of_mask
 from .containers import MAX_DECODER_PADDING, Layout, Part, PartFile, layout_of
+
+# Which loudspeaker a channel is meant for, and what of it goes to stereo (ITU-R BS.775).
+_H = math.sqrt(0.5)
+# By FFmpeg's names: what goes left and right. The subwoofer is left out, as the recommendation has it.
+DOWNMIX = {
+    "FL": (1.0, 0.0),
+    "FR": (0.0, 1.0),
+    "FC": (_H, _H),
+    "LFE": (0.0, 0.0),
+    "BL": (_H, 0.0),
+    "BR": (0.0, _H),
+    "SL": (_H, 0.0),
+    "SR": (0.0, _H),
+    "BC": (0.5, 0.5),  # a single surround
+    "DL": (1.0, 0.0),  # a stereo mix that came along
+    "DR": (0.0, 1.0),
+}
+_MASK = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")  # the bits of WAVEX, from the lowest
+# Where a file does not say, the order of WAV and FLAC.
+_BY_COUNT = {
+    1: ("FC",),
+    2: ("FL", "FR"),
+    3: ("FL", "FR", "FC"),
+    4: ("FL", "FR", "BL", "BR"),
+    5: ("FL", "FR", "FC", "BL", "BR"),
+    6: ("FL", "FR", "FC", "LFE", "BL", "BR"),
+    7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
+    8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
+}
+
+
+def named(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """The loudspeakers of so many channels: as they are called, else by WAV's order, else "?"."""
+    if len(names) == count and any(name in DOWNMIX for name in names):
+        return tuple(names)
+    return _BY_COUNT.get(count, ("?",) * count)
+
+
+def speakers_of_mask(mask: int, count: int) -> tuple[str, ...]:
+    """The loudspeakers of WAVEX's mask; of WAV's order where the mask does not fit the number of channels."""
+    return named([name for bit, name in enumerate(_MASK) if mask >> bit & 1], count)
+
+
+def mixed(waveform: Waveform, speakers: Sequence[str], channels: int) -> Waveform:
+    """Bring `(len(speakers), samples)` to `channels` (1 or 2): surround is mixed down, mono goes to both sides.
+
+    Raises:
+        KeyError: nobody knows where a channel belongs.
+    """
+    if len(speakers) == channels:
+        return waveform
+    if len(speakers) == 1:
+        return np.repeat(waveform, channels, axis=0)
+    if len(speakers) > 2:
+        waveform = np.array([DOWNMIX[name] for name in speakers], np.float32).T @ waveform
+    return waveform if channels == 2 else waveform.mean(axis=0, keepdims=True)
+
+
+# --- Decoding --------------------------------------------------------------------------------------------------------
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000
 MAX_CHANNELS = 2
@@ -292,7 +351,7 @@ class AudioStream:
             self._note(_short(position, total, self.sample_rate))
 
     def _decoded(self, part: Part) -> Iterator[tuple[_Piece, int | None]]:
-        """What PyAV makes of a part, and how many samples its container promises. FLAC's gaps are silence."""
+        """Decodes a part by PyAV; yields with it how many samples its container promises. FLAC's gaps are silence."""
         is_flac, position, gaps, damaged, failing = self._layout.kind == "flac", 0, [], 0, 0
         with _demuxed(self.path, self._part_file(part), self._layout.kind) as container:
             stream = _track(self.path, container, self._track)

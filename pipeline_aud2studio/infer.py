@@ -20,25 +20,23 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from . import batch, files
+from . import batch, files, shipped_weights
 from .audio import AudioNotice
 from .batch import Job, plan_jobs
-from .loading import SCHEDULERS, check_model, load_onnx, load_pipeline
+from .command import PROGRAM, fail, one_line, say, shown
+from .loading import SCHEDULERS, check_model, load_onnx, load_pipeline, sample_rate_of
 from .restore_file import Settings, Take, excerpt, joined, take_of_file
 from .restore_file import restore as restore_takes
-from .words import PROGRAM, fail, one_line, say, shown
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
 
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
-MODEL_RATE = 44100  # Hz, of the shipped checkpoint, to estimate the disk space by
-MAX_TAKES = 4  # recordings of one performance that the shipped model stacks
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a job."""
+    """The outcome of a job."""
 
     output: Path
     audio_s: float
@@ -80,6 +78,7 @@ def _within(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line."""
     parser = _Parser(
         prog=PROGRAM,
         description="Restores audience recordings of concerts.",
@@ -105,6 +104,34 @@ def build_parser() -> argparse.ArgumentParser:
         help="the .wav or .flac to write (- for standard output, WAV); a folder for a folder",
     )
     add("--overwrite", action="store_true", help="replace what exists already")
+    add(
+        "--reference",
+        type=_within(int, 1, 1000),
+        metavar="N",
+        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
+    )
+    add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
+    add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
+    add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
+    add("--track", type=_within(int, 1, 1000), metavar="N", help="audio track of a container, from 1")
+    add("--strict", action="store_true", help="refuse damaged files instead of restoring what is left of them")
+    add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
+    add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
+    add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
+    add(
+        "--sample-rate",
+        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
+        metavar="HZ",
+        help="of the output (default: the input's)",
+    )
+    add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
+    add("--report", type=Path, metavar="JSON", help="write what became of every recording")
+    add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
+    _add_restoration(parser.add_argument_group("restoration").add_argument)
+    return parser
+
+
+def _add_restoration(add: Callable[..., object]) -> None:
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
     add(
         "--backend",
@@ -129,29 +156,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="brighter (positive) or darker towards both ends of the spectrum",
     )
     add("--limiter", action="store_true", help="limit peaks to -1 dBTP in 32-bit float, too")
-    add(
-        "--reference",
-        type=_within(int, 1, 1000),
-        metavar="N",
-        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
-    )
-    add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
-    add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
-    add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
-    add("--track", type=_within(int, 1, 1000), metavar="N", help="audio track of a container, from 1")
-    add("--strict", action="store_true", help="refuse damaged files instead of restoring what is left of them")
-    add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
-    add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
-    add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
-    add(
-        "--sample-rate",
-        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
-        metavar="HZ",
-        help="of the output (default: the input's)",
-    )
-    add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
-    add("--report", type=Path, metavar="JSON", help="write what became of every recording")
-    add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     add(
         "--dtype",
@@ -160,7 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on"
         " CPUs that multiply in it, with AVX-512 BF16 or AMX, else float32)",
     )
-    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -233,8 +236,9 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
         job.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs(jobs, args)
     report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
-    model = args.model or str(Path(__file__).parent / "weights")
+    model = args.model or str(shipped_weights())
     check_model(model, args.backend)
+    model_rate = sample_rate_of(model)
 
     # Loaded when the first recording has turned out to be one.
     @cache
@@ -249,7 +253,7 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     failures: list[str] = []
     for job in jobs:
         try:
-            done = restore_job(job, args, pipeline)
+            done = restore_job(job, args, pipeline, model_rate)
         except Exception as error:  # whatever it is, it is this file's, and the next has its own chance
             reason = one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
             if report is not None:
@@ -268,21 +272,27 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
         raise FolderError(failures, len(jobs))
 
 
-def restore_job(job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]) -> Restored:
-    """Read, align, restore, finish, write, draw."""
-    with open_takes(job, args) as (number, takes):
-        return restore_opened(job, number, takes, args, pipeline)
+def restore_job(
+    job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline], model_rate: int
+) -> Restored:
+    """Reads, aligns, restores, finishes, writes, draws."""
+    with open_takes(job, args, pipeline) as (number, takes):
+        subtype = args.bit_depth and SUBTYPES[args.bit_depth]
+        subtype = subtype or files.output_subtype(job.output.suffix, takes[0].subtype)
+        files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype, model_rate))
+        return restore_opened(job, number, takes, args, pipeline, subtype)
 
 
 def restore_opened(
-    job: Job, number: int, takes: Sequence[Take], args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]
+    job: Job,
+    number: int,
+    takes: Sequence[Take],
+    args: argparse.Namespace,
+    pipeline: Callable[[], Aud2StudioPipeline],
+    subtype: str,
 ) -> Restored:
     """Restores takes on one clock, the reference first, which is the input of that number."""
     reference = takes[0]
-    subtype = (
-        SUBTYPES[args.bit_depth] if args.bit_depth else files.output_subtype(job.output.suffix, reference.subtype)
-    )
-    files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype))
     settings = Settings(
         args.steps,
         args.reconstruction,
@@ -320,8 +330,8 @@ def restore_opened(
             chunks,
         )
         if args.plot is not None:
+            from .chunks import Scaled, Source
             from .plot import plot_spectrograms
-            from .source import Scaled, Source
 
             original = done.original
             panels: dict[str, tuple[Source, int]] = {
@@ -333,7 +343,9 @@ def restore_opened(
 
 
 @contextlib.contextmanager
-def open_takes(job: Job, args: argparse.Namespace) -> Iterator[tuple[int, list[Take]]]:
+def open_takes(
+    job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline]
+) -> Iterator[tuple[int, list[Take]]]:
     """Which input is the reference, and the takes on its clock, the reference first; usable within the context."""
     paths = job.inputs
     options = args.downmix, args.track, args.strict
@@ -344,21 +356,22 @@ def open_takes(job: Job, args: argparse.Namespace) -> Iterator[tuple[int, list[T
     if len(paths) == 1 or args.aligned:
         yield 0, [take_of_file(path, args.start, args.end, *options) for path in paths]
         return
-    from .gather import decoded_bytes, gather
+    from .alignment.gather import decoded_bytes, gather
 
     reference = None if args.reference is None else args.reference - 1
     takes, names = [take_of_file(path, None, None, *options) for path in paths], [path.name for path in paths]
     files.check_output(job.output, args.overwrite, decoded_bytes(takes))
     folder = job.output.absolute().parent
-    with gather(takes, names, MAX_TAKES, reference, args.force, lambda text: say(f"notice: {text}"), folder) as found:
+    max_takes = pipeline().max_recordings
+    with gather(takes, names, max_takes, reference, args.force, lambda text: say(f"notice: {text}"), folder) as found:
         path = paths[found.reference]
         yield found.reference, [excerpt(take, path, args.start, args.end) for take in found.takes]
 
 
-def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str) -> int:
+def disk_space(takes: Sequence[Take], args: argparse.Namespace, subtype: str, model_rate: int) -> int:
     """Bytes that the output and the temporary files need, as far as the headers tell how long the takes are."""
     sizes = [(take.frames or 0) * take.num_channels / take.sample_rate for take in takes]  # seconds of one channel
-    rates = [max(take.sample_rate, MODEL_RATE) for take in takes]
+    rates = [max(take.sample_rate, model_rate) for take in takes]
     temporary = sum(2 * 4 * size * rate for size, rate in zip(sizes, rates, strict=True))  # decoded, and resampled
     stages = 2 + (args.dryness < 1) + bool(args.sample_rate or args.tilt_db or args.limiter)
     to_rate = args.sample_rate or takes[0].sample_rate
@@ -420,9 +433,9 @@ def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callab
 
     module, description = {
         "inspect": ("inspection", "Tells what a recording was made in: room, audience, bandwidth, voice."),
-        "align": ("align_command", "Puts recordings of one performance on one clock."),
-        "import-bigvgan": ("import_bigvgan", "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
-        "export-onnx": ("export_onnx", "Writes the networks as ONNX files, for --backend onnx."),
+        "align": ("alignment.command", "Puts recordings of one performance on one clock."),
+        "import-bigvgan": ("convert.bigvgan", "Makes NVIDIA's BigVGAN-v2 weights the vocoder of a model folder."),
+        "export-onnx": ("convert.onnx", "Writes the networks as ONNX files, for --backend onnx."),
     }[name]
     command = import_module(f".{module}", __package__)
     parser = _Parser(prog=f"{PROGRAM} {name}", description=description, allow_abbrev=False)

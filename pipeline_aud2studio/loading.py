@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .words import PROGRAM, bar_settings, one_line
+from .command import PROGRAM, bar_settings, one_line
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -37,6 +38,21 @@ def check_model(model: str, backend: str = "torch") -> None:
             raise ValueError(f"{folder} is not a model folder: it has no model_index.json")
     elif folder.exists() or not REPOSITORY.fullmatch(model):
         raise ValueError(f"{model} is neither a model folder nor a Hub repository such as organisation/name")
+
+
+def sample_rate_of(model: str) -> int:
+    """Reads a model's sampling rate in Hz without loading it; 0 where it has still to be downloaded."""
+    found: object = Path(model) / "model_index.json"
+    if not Path(model).is_dir():
+        import huggingface_hub
+
+        found = huggingface_hub.try_to_load_from_cache(model, "model_index.json")
+    if not isinstance(found, str | Path):
+        return 0
+    try:
+        return int(json.loads(Path(found).read_text(encoding="utf-8"))["sample_rate"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0  # loading it will say what is wrong with it
 
 
 def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None) -> Aud2StudioPipeline:
@@ -122,7 +138,7 @@ def load_onnx(model: Path, scheduler: str | None) -> Aud2StudioPipeline:
     Raises:
         ValueError: it cannot be loaded.
     """
-    from .onnx_networks import load_onnx_pipeline
+    from .convert.onnx import load_onnx_pipeline
 
     try:
         pipeline = load_onnx_pipeline(model)

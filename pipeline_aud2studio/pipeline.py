@@ -26,16 +26,14 @@ from transformers import ASTForAudioClassification
 from .analysis import Stretch, analyzed, chunks_of
 from .audio import match_loudness, resample
 from .blending import blended_parts, fine_parts
-from .chunks import CrossFader, chunk_starts, frame_noise, overlap_added
+from .chunks import ArraySource, CrossFader, Padded, Source, chunk_starts, frame_noise, overlap_added
 from .conditioning import unet_condition
 from .features import PATCH, Answer, BandImage, Features, image_channels
-from .griffin_lim import refine
 from .precision import finite_or_again
 from .prediction import BLOCK_FRAMES  # noqa: F401  (as remote code, only what this file imports itself is fetched)
-from .source import ArraySource, Padded, Source
 from .spectral import MEL_FLOOR, BandTransform
 from .takes import SILENCE_RMS, AudioInput, as_performances, assign_slots, level_gain, rms
-from .vocoding import vocode_parts
+from .vocoding import refine, vocode_parts
 
 logger = logging.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .files import atomic_path
 
 if TYPE_CHECKING:
-    from .source import Source
+    from .chunks import Source
 
 WINDOW_SAMPLES = 2048
 MAX_FRAMES = 1200  # about one for each pixel of the picture

@@ -36,7 +36,7 @@ Result = TypeVar("Result", torch.Tensor, tuple[torch.Tensor, torch.Tensor])
 
 
 def finite_or_again(compute: Callable[[], Result], networks: Mapping[str, nn.Module], where: str) -> Result:
-    """What `compute` returns; computed again with all networks in float32 if it is not finite.
+    """Computes, and does it again with all networks in float32 if the result is not finite.
 
     The networks get their own precision back, to the bit: float32 holds every half-precision number.
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
-from .channels import mixed
-from .spool import Spool
+from .decode import mixed
+from .files import Spool
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline
@@ -135,7 +135,7 @@ def excerpt(take: Take, path: Path, start_s: float | None, end_s: float | None) 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is wanted beyond the checkpoint's defaults; see the command line's help."""
+    """Wishes beyond the checkpoint's defaults; see the command line's help."""
 
     steps: int | None = None
     reconstruction: str = "faithful"
@@ -149,7 +149,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What became of a recording, on the disk while the context lasts that gave it."""
+    """A restored recording, on the disk while the context lasts that gave it."""
 
     original: Spool
     result: Spool
@@ -249,10 +249,10 @@ def _restored(
     folder: Path,
     rate: int,
 ) -> Iterator[Waveform]:
-    """What the pipeline makes of the takes, at the reference's rate and length."""
+    """Runs the pipeline on the takes; yields blocks at the reference's rate and length."""
     import torch
 
-    from .source import Scaled
+    from .chunks import Scaled
     from .takes import level_gain
 
     own_rate = pipeline.config.sample_rate

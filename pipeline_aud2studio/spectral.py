@@ -1,4 +1,4 @@
-"""One STFT for everything: log-mel, complex band averages, band gains and the way back to a waveform.
+"""One STFT for everything: log-mel, band averages, band gains and the way back to a waveform.
 
 The front end is that of NVIDIA's BigVGAN (`bigvgan_v2_44khz_128band_256x`): frame `t` is centred at sample
 `t * hop_length + hop_length / 2`. `torch.istft(center=False)` refuses frames that hang over the edges like that, so
@@ -19,7 +19,7 @@ POWER_FLOOR = 1e-9  # BigVGAN's epsilon inside the square root
 
 
 class BandTransform:
-    """STFT, mel filterbank and the complex band domain, on one frame grid.
+    """STFT, mel filterbank, averages and gains of the bands, on one frame grid.
 
     Args:
         sample_rate: Sampling rate of the waveforms in Hz.
@@ -61,18 +61,13 @@ class BandTransform:
         self.filterbank = bank("slaney").float()
         triangles = bank(None)  # with peaks of one
         averaging = triangles / triangles.sum(1, keepdim=True).clamp_min(1e-12)
-        # (-1)^k moves the phase reference from the window's first sample to its centre.
-        centering = 1.0 - 2.0 * (torch.arange(n_fft // 2 + 1) % 2)
         self._mel, self._mel_transposed = _Banded(self.filterbank), _Banded(self.filterbank.T)
         self._averaging = _Banded(averaging.float())
-        self._centred_averaging = _Banded((averaging * centering).float())
         self._spreading = _Banded(_spreading_matrix(triangles).float())  # (bins, bands)
-        mel_edges = torch.linspace(_hertz_to_mel(fmin), _hertz_to_mel(fmax), n_mels + 2, dtype=torch.float64)
-        self.center_frequencies = _mel_to_hertz(mel_edges[1:-1])  # (bands,), Hz
 
     def _on(self, device: torch.device) -> BandTransform:
         if self.window.device != device:
-            banded = ("_mel", "_mel_transposed", "_averaging", "_centred_averaging", "_spreading")
+            banded = ("_mel", "_mel_transposed", "_averaging", "_spreading")
             for name in ("window", "filterbank", *banded):
                 setattr(self, name, getattr(self, name).to(device))
         return self
@@ -142,31 +137,9 @@ class BandTransform:
             magnitude = magnitude * wanted / (self._mel_transposed @ (self._mel @ magnitude) + 1e-12)
         return magnitude
 
-    def band_average(self, stft: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
-        """Complex average of every band, demodulated by the band's centre frequency: (..., bands, frames).
-
-        The phase of a steady tone turns from frame to frame; turning it back by the *band's* centre frequency makes it
-        slow, so that convolutions can read it. Turning every bin back by its own frequency before averaging would make
-        wide bands fade in a beat of four frames.
-
-        Args:
-            stft: Spectrum (..., bins, frames).
-            first_frame: Absolute index of the first frame, so that the phase does not depend on where a chunk starts.
-        """
-        self._on(stft.device)
-        average = self._centred_averaging @ stft
-        return average * self._demodulation(stft.shape[-1], first_frame, stft.device)
-
     def average(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of every band, weighted by its triangle: real (..., bins, frames) to (..., bands, frames)."""
         return self._on(values.device)._averaging @ values
-
-    def _demodulation(self, num_frames: int, first_frame: int, device: torch.device) -> torch.Tensor:
-        # Whole turns are dropped in double precision: after hours, float32 would have lost the phase.
-        frames = torch.arange(first_frame, first_frame + num_frames, dtype=torch.float64)
-        turns = self.center_frequencies[:, None] * frames * (self.hop_length / self.sample_rate)
-        angle = (-2 * math.pi * (turns % 1.0)).float().to(device)
-        return torch.polar(torch.ones_like(angle), angle)
 
     def spread(self, gain: torch.Tensor) -> torch.Tensor:
         """Gains of the bands (..., bands, frames), real or complex, interpolated to the bins: (..., bins, frames)."""
@@ -204,12 +177,3 @@ def _spreading_matrix(triangles: torch.Tensor) -> torch.Tensor:
     for bin_index in torch.nonzero(~covered).flatten().tolist():
         weights[bin_index, (peaks - bin_index).abs().argmin()] = 1.0
     return weights / weights.sum(1, keepdim=True)
-
-
-def _hertz_to_mel(frequency: float) -> float:
-    """Slaney's scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
-    return 3 * frequency / 200 if frequency < 1000 else 15 + 27 * math.log(frequency / 1000) / math.log(6.4)
-
-
-def _mel_to_hertz(mel: torch.Tensor) -> torch.Tensor:
-    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))

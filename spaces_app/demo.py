@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from pipeline_aud2studio import files
+from pipeline_aud2studio.chunks import ArraySource
 from pipeline_aud2studio.infer import Restored, build_parser, notices, restore
 from pipeline_aud2studio.plot import plot_spectrograms
-from pipeline_aud2studio.source import ArraySource
 from training.evaluation.metrics import level_change_lu, log_spectral_distance, si_sdr
 
 EXAMPLES = Path(__file__).parent / "examples"

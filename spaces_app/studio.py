@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_aud2studio import files
-from pipeline_aud2studio.align_command import plot_lags
-from pipeline_aud2studio.gather import gather
+from pipeline_aud2studio.alignment.command import plot_lags
+from pipeline_aud2studio.alignment.gather import gather
+from pipeline_aud2studio.chunks import Scaled, Source
+from pipeline_aud2studio.files import Spool
 from pipeline_aud2studio.plot import plot_spectrograms
 from pipeline_aud2studio.restore_file import Settings, Take, restore, take_of_file
-from pipeline_aud2studio.source import Scaled, Source
-from pipeline_aud2studio.spool import Spool
 
 if TYPE_CHECKING:
     from pipeline_aud2studio.pipeline import Aud2StudioPipeline

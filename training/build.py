@@ -35,7 +35,7 @@ SCHEDULERS = {
 
 
 def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
-    """A UNet on the patched band image, with attention at the levels of `attention_resolutions`.
+    """Builds a UNet on the patched band image, with attention at the levels of `attention_resolutions`.
 
     That attention includes the condition's tokens; with `conditioning: film` it is among the image's pixels only, and
     the condition scales and shifts the features of all levels. The last layer starts at zero: an untrained model
@@ -81,7 +81,7 @@ def build_unet(config: TrainingConfig) -> UNet2DConditionModel:
 
 
 def build_condition_encoder(config: TrainingConfig) -> ASTForAudioClassification:
-    """An audio spectrogram transformer for chunks of `chunk_frames` frames, whose classifier tells the room."""
+    """Builds an audio spectrogram transformer for chunks of `chunk_frames` frames, whose classifier tells the room."""
     width = config.model.conditioning_dim
     return ASTForAudioClassification(
         ASTConfig(
@@ -102,7 +102,7 @@ def build_condition_encoder(config: TrainingConfig) -> ASTForAudioClassification
 
 
 def build_scheduler(config: TrainingConfig) -> Any:
-    """The sampler that is shipped with the weights."""
+    """Builds the sampler that is shipped with the weights."""
     scheduler = SCHEDULERS[config.scheduler.name]
     settings: dict[str, Any] = {"clip_sample": False} if config.scheduler.name in ("ddpm", "ddim") else {}
     return scheduler(
@@ -116,7 +116,7 @@ def build_scheduler(config: TrainingConfig) -> Any:
 
 
 def build_image(config: TrainingConfig) -> BandImage:
-    """The UNet's image on the configured STFT and bands."""
+    """Builds the UNet's image on the configured STFT and bands."""
     mel = config.mel
     fine = BandTransform(config.audio.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
     return BandImage(fine, config.model.max_recordings, mel.mean, mel.std, mel.correction_std)
@@ -125,7 +125,7 @@ def build_image(config: TrainingConfig) -> BandImage:
 def build_objective(
     config: TrainingConfig, unet: UNet2DConditionModel, condition_encoder: ASTForAudioClassification
 ) -> RestorationObjective:
-    """What is minimised. Training always uses DDPM's forward process, with the betas of the configured scheduler."""
+    """Builds what is minimised. Training always uses DDPM's forward process, with the configured scheduler's betas."""
     return RestorationObjective(
         unet,
         condition_encoder,
@@ -142,7 +142,7 @@ ENDS = ("conv_in.", "conv_out.", "embeddings.")
 
 
 def build_optimizer(train: OptimizerConfig, model: nn.Module, ends: Sequence[str] = ENDS) -> torch.optim.Optimizer:
-    """The optimizer of all parameters of a model; Muon leaves those with one of `ends` in their name to AdamW."""
+    """Builds the optimizer of a model's parameters; Muon leaves those with one of `ends` in their name to AdamW."""
     betas = (train.adam_beta1, train.adam_beta2)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(
@@ -161,7 +161,7 @@ def build_pipeline(
     condition_encoder: ASTForAudioClassification,
     vocoder: MMAudioVocoder | None = None,
 ) -> Aud2StudioPipeline:
-    """The pipeline that users get; without a vocoder it has the faithful read-out only."""
+    """Builds the pipeline that users get; without a vocoder it has the faithful read-out only."""
     mel, model = config.mel, config.model
     return Aud2StudioPipeline(
         unet,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path, PurePath
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -45,7 +49,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensors], sta
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """The tensors by file stem and the state that :func:`save_checkpoint` was given, with `step`.
+    """Loads the tensors by file stem and the state that :func:`save_checkpoint` was given, with `step`.
 
     Raises:
         ValueError: If this is no checkpoint or a file of it is damaged.
@@ -59,13 +63,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """Lists the complete checkpoints of a run, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def find_checkpoint(folder: Path, which: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means: `latest` (none if the run has none), a name or a path.
+    """Finds what `--resume_from_checkpoint` means: `latest` (none if the run has none), a name or a path.
 
     Raises:
         ValueError: If a checkpoint that was named does not exist.
@@ -93,7 +97,7 @@ def prune_checkpoints(folder: Path, limit: int | None) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter]
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `parameter name:state name`."""
+    """Returns the optimizer's state as `parameter name:state name`."""
     return {
         f"{name}:{key}": value
         for name, parameter in parameters.items()
@@ -145,3 +149,45 @@ class History:
                     yield json.loads(line)
                 except json.JSONDecodeError:
                     return  # the process was killed while it wrote the last row
+
+
+STARTS_FILE = "starts.jsonl"
+PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Describes this computer, as far as it says what it is."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    return {
+        "cpu": cpu,
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+    }
+
+
+def note_start(run: Path, step: int, command: Sequence[str], threads: int, processes: int) -> None:
+    """Appends a row to a run's `starts.jsonl`: when, from which step, by which command and on what it was started."""
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": " ".join(map(without_folder, command)),
+        "processes": processes,
+        "threads": threads,
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+    with open(run / STARTS_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def without_folder(word: str) -> str:
+    """Shortens an absolute path to its last part, also behind a `=`: folders name people and their disks."""
+    key, separator, path = word.rpartition("=")
+    return f"{key}{separator}{PurePath(path).name}" if PurePath(path).is_absolute() else word

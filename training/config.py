@@ -111,7 +111,7 @@ class SchedulerConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """How weights are updated; the UNet's and the vocoder's training share it."""
+    """How weights are updated and kept; the UNet's and the vocoder's training share it."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: AdamW for what is no matrix
     lr: PositiveFloat = 4e-4
@@ -123,6 +123,12 @@ class OptimizerConfig(Section):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: NonNegativeFloat = 0.01
     grad_clip: PositiveFloat = 1.0  # largest norm of the gradient
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    max_train_minutes: PositiveFloat | None = None  # counted over all resumed runs
+    cpu_threads: PositiveInt | None = None  # threads a process on a CPU; none: all cores, shared among the processes
+    checkpointing_steps: PositiveInt | None = None
+    checkpointing_minutes: PositiveFloat = 10.0
+    checkpoints_total_limit: PositiveInt | None = 2
 
     @model_validator(mode="after")
     def _ends(self) -> OptimizerConfig:
@@ -137,16 +143,10 @@ class TrainConfig(OptimizerConfig):
     gradient_accumulation_steps: PositiveInt = 1  # batches per optimizer step
     gradient_checkpointing: bool = False
     ema: bool = True
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     snr_gamma: PositiveFloat | None = None  # min-SNR weighting of the diffusion loss (Hang et al. 2023); none: off
     # Of 1000 steps each, since no scene comes twice; unless max_train_steps or max_train_minutes is reached before.
     epochs: PositiveInt = 100
-    max_train_minutes: PositiveFloat | None = None  # counted over all resumed runs
     mixed_precision: MixedPrecision = "no"
-    cpu_threads: PositiveInt | None = None  # threads a process on a CPU; none: all cores, shared among the processes
-    checkpointing_steps: PositiveInt | None = None
-    checkpointing_minutes: PositiveFloat = 10.0
-    checkpoints_total_limit: PositiveInt | None = 2
 
     @model_validator(mode="before")
     @classmethod

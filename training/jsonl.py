@@ -10,7 +10,7 @@ FORMAT = 1
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], **header: Any) -> None:
-    """Write `{"kind": "header", "format": 1, ...}` and the rows, all or nothing: readers never see half a file."""
+    """Writes `{"kind": "header", "format": 1, ...}` and the rows, all or nothing: readers never see half a file."""
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(temporary, "w", encoding="utf-8") as file:
@@ -20,7 +20,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], **header: Any) -> 
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an index file without its header."""
+    """Reads the rows of an index file without its header."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     rows = []
@@ -38,7 +38,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], **header: Any) -> list[dict[str, Any]]:
-    """Add rows to an index file, in the order of their `path`s; one with the same `path` is replaced. Returns all."""
+    """Adds rows to an index file, in the order of their `path`s; one with the same `path` is replaced. Returns all."""
     merged = {row["path"]: row for row in (read_rows(path) if path.exists() else [])}
     merged |= {row["path"]: dict(row) for row in rows}
     ordered = [merged[key] for key in sorted(merged)]

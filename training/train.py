@@ -19,11 +19,11 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run as a file: find the packages beside `training`
 
 from huggingface_hub import create_repo, upload_folder
-from safetensors import SafetensorError
 
-from training.checkpoints import find_checkpoint, list_checkpoints
+from training import loop
 from training.config import load_config
-from training.trainer import Trainer, TrainingStopped
+from training.loop import add_arguments
+from training.trainer import Trainer
 
 # Options that diffusers' users know, and the keys that they replace.
 OPTIONS: dict[str, tuple[type, str]] = {
@@ -46,25 +46,10 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="YAML file")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="replace a value of the file; repeatable",
-    )
-    parser.add_argument("--output_dir", type=Path, help="the run's folder (default: runs/EXPERIMENT)")
-    parser.add_argument(
-        "--resume_from_checkpoint", metavar="CHECKPOINT", help="'latest', a checkpoint's name or its path"
-    )
-    parser.add_argument(
-        "--init_from", type=Path, metavar="DIR", help="pipeline folder whose weights a new run starts with"
-    )
+    add_arguments(parser)
     parser.add_argument("--export", type=Path, metavar="DIR", help="where the pipeline is written at the end")
-    parser.add_argument("--report_to", default="tensorboard", help="tracker that accelerate knows, or 'none'")
     parser.add_argument("--push_to_hub", action="store_true", help="upload the exported pipeline at the end")
     parser.add_argument("--hub_model_id", help="repository to push to (default: the experiment's name)")
     parser.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
@@ -75,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """The `section.key=value` texts that a command line stands for."""
+    """Lists the `section.key=value` texts that a command line stands for."""
     given = [(key, getattr(arguments, name)) for name, (_, key) in OPTIONS.items()]
     texts = [*arguments.set, *(f"{key}={value}" for key, value in given if value is not None)]
     if any(text.startswith("train.mixed_precision=") for text in texts):
@@ -89,56 +74,19 @@ def push(folder: Path, repo_id: str, private: bool) -> None:
     upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload the trained pipeline")
 
 
-def last_checkpoint(output_dir: Path) -> str:
-    """A sentence on what there is to go on from."""
-    kept = list_checkpoints(output_dir)
-    return f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    """Trains, see the module."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        config = load_config(arguments.config, overrides(arguments))
-        output_dir = arguments.output_dir or Path("runs") / config.experiment
-        checkpoint = None
-        if arguments.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(output_dir, arguments.resume_from_checkpoint)
-            if checkpoint is None:
-                logging.warning("%s has no checkpoint yet: starting a new run.", output_dir)
-        trainer = Trainer(config, output_dir, arguments.report_to)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
-        elif arguments.init_from is not None:
-            trainer.init_from(arguments.init_from)
-    except ValueError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    try:
-        trainer.fit()
-    except TrainingStopped as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
-        logging.debug("Stopped after step %d.", trainer.step, exc_info=True)
-        reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
-        print(
-            f"train.py: stopped after step {trainer.step}: {reason.removeprefix('ValueError: ')}."
-            f" {last_checkpoint(output_dir)} Put it right, and --resume_from_checkpoint latest goes on.",
-            file=sys.stderr,
-        )
-        return 1
-    if trainer.stop.requested:
-        logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", trainer.step)
-        return 0
-    folder = arguments.export or output_dir / "pipeline"
-    if trainer.is_main:
-        trainer.export(folder)
-        logging.info("The pipeline is in %s.", folder)
-    if arguments.push_to_hub and trainer.is_main:
-        push(folder, arguments.hub_model_id or config.experiment, arguments.hub_private_repo)
+    status, trainer = loop.train(
+        "train.py", arguments, lambda: load_config(arguments.config, overrides(arguments)), Trainer
+    )
+    if trainer is None or not trainer.is_main:
+        return status
+    folder = arguments.export or trainer.output_dir / "pipeline"
+    trainer.export(folder)
+    logging.info("The pipeline is in %s.", folder)
+    if arguments.push_to_hub:
+        push(folder, arguments.hub_model_id or trainer.config.experiment, arguments.hub_private_repo)
     return 0
 
 

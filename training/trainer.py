@@ -1,26 +1,17 @@
-"""The training loop."""
+"""The training of the UNet and its condition encoder."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-import os
 import shutil
-import signal
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import fmean
-from types import FrameType
 from typing import Any
 
-import psutil
 import torch
-import yaml
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import MMAudioVocoder, UNet2DConditionModel
 from tqdm.auto import tqdm
@@ -37,7 +28,6 @@ from .build import (
     build_unet,
 )
 from .checkpoints import (
-    History,
     atomic_folder,
     load_checkpoint,
     load_optimizer_tensors,
@@ -49,60 +39,17 @@ from .config import TrainingConfig
 from .data.batches import SceneLoader
 from .data.real_pairs import open_scenes
 from .evaluation.clips import load_clips
-from .record import note_start
-from .schedule import averaged, learning_rate, step_seed
+from .loop import Run, TrainingStopped, averaged, learning_rate, step_seed
 from .validation import find_metrics, validate, write_pictures
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY_STEPS = 20  # what is logged is the mean over these steps
 BEST_BY = "si_sdr_change"
 STEPS_PER_EPOCH = 1000  # scenes are rendered without end
 
 
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; the message says why and where the evidence is."""
-
-
-def prepare_cpu(threads: int | None, num_processes: int) -> None:
-    """Makes use of the CPU's cores.
-
-    Args:
-        threads: Threads of this process; none: what `OMP_NUM_THREADS` says, or all cores.
-        num_processes: Processes of this run, which share the cores.
-    """
-    # `accelerate launch` sets OMP_NUM_THREADS to 1 on a machine without a GPU, even for a single process.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if threads is None and (launched or "OMP_NUM_THREADS" not in os.environ):
-        threads = max(1, (psutil.cpu_count(logical=False) or 1) // num_processes)
-    torch.set_flush_denormal(True)  # before the threads start, which inherit it; denormals are slow
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-class StopRequest:
-    """From now on SIGTERM and Ctrl-C are a wish to stop after the step; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._process = os.getpid()
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def close(self) -> None:
-        """Gives the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker that was forked from here
-            raise SystemExit(0)
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-class Trainer:
-    """One training run.
+class Trainer(Run):
+    """One training run of the UNet and its condition encoder.
 
     Args:
         config: What is trained, and how.
@@ -112,20 +59,12 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, output_dir: Path, report_to: str) -> None:
         train = config.train
-        self.config, self.output_dir = config, output_dir
-        self.stop = StopRequest()
         mixed_precision = train.mixed_precision
         if mixed_precision == "fp16" and not torch.cuda.is_available():
             logger.warning("fp16 needs a GPU: training in float32.")
             mixed_precision = "no"
-        self.accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            log_with=None if report_to == "none" else report_to,
-            project_dir=output_dir,
-        )
-        self.device = self.accelerator.device
-        if self.device.type == "cpu":
-            prepare_cpu(train.cpu_threads, self.accelerator.num_processes)
+        super().__init__(config, output_dir, report_to, mixed_precision)
+        self.max_steps = train.max_train_steps or STEPS_PER_EPOCH * train.epochs
         set_seed(config.seed)
 
         unet, condition_encoder = build_unet(config), build_condition_encoder(config)
@@ -151,22 +90,14 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.step = 0
-        self.seconds = 0.0  # spent in this and all earlier parts of the run
-        self.best: float | None = None  # validation score of the best pipeline
-        self.is_main = self.accelerator.is_main_process
         folder = config.data.validation_clips
         self.clips = load_clips(folder)[: config.eval.num_clips] if self.is_main and folder else []
         self.metrics = find_metrics(config.eval.metrics) if self.is_main else {}
         if self.is_main:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            (output_dir / "config.yaml").write_text(dumped, encoding="utf-8")
             if not self.clips:
                 logger.warning("data.validation_clips is not set: there will be no validation.")
             if config.export.vocoder is None:
                 logger.warning("export.vocoder is not set: exported pipelines load with `vocoder=None` only.")
-        self.accelerator.init_trackers("aud2studio")
 
     def init_from(self, folder: Path) -> None:
         """Takes the weights of a pipeline folder; optimizer and schedule begin afresh.
@@ -234,50 +165,8 @@ class Trainer:
         save_checkpoint(self.output_dir, self.step, tensors, state)
         prune_checkpoints(self.output_dir, self.config.train.checkpoints_total_limit)
 
-    def fit(self) -> None:
-        """Trains until a limit is reached or the run is asked to stop, then writes a checkpoint."""
-        self.history = History(self.output_dir / "history.jsonl", self.step) if self.is_main else None
-        if self.is_main:
-            processes = self.accelerator.num_processes
-            note_start(self.output_dir, self.step, sys.orig_argv, torch.get_num_threads(), processes)
-        validated = self._loop()
-        if not self.stop.requested and validated != self.step:
-            self.validate()
-        self.save()
-        self.stop.close()
-        self.accelerator.end_training()
-
-    def _loop(self) -> int:
-        """Optimizer steps with everything that is due in between; returns the step of the last validation."""
-        total, shown = self.config.train.max_train_steps, self.is_main
-        # A context, so that the bar is gone before an error is told.
-        with tqdm(total=total, initial=self.step, disable=not shown, unit="step", smoothing=0.05) as bar:
-            return self._steps(bar)
-
-    def _steps(self, bar: tqdm[Any]) -> int:
-        train, evaluation = self.config.train, self.config.eval
-        batches = iter(self.loader)
-        recent: list[dict[str, float]] = []
-        begin = time.monotonic() - self.seconds
-        last_save, validated = self.seconds, -1
-        while not self._finished():
-            losses = self.train_step(batches)
-            self.step += 1
-            bar.update()
-            self.seconds = time.monotonic() - begin
-            recent.append(losses)
-            if self.step % LOG_EVERY_STEPS == 0:
-                self._log({name: fmean(row.get(name, 0.0) for row in recent) for name in losses}, bar)
-                recent.clear()
-            if self.step % evaluation.val_every_steps == 0:
-                self.validate()
-                validated = self.step
-            due = train.checkpointing_steps is not None and self.step % train.checkpointing_steps == 0
-            if due or self.seconds - last_save >= 60 * train.checkpointing_minutes:
-                self.save()
-                last_save = self.seconds
-            self.seconds = time.monotonic() - begin
-        return validated
+    def batches(self) -> Iterator[dict[str, Any]]:
+        yield from self.loader
 
     def train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         """One optimizer step; returns the losses, the norm of the gradient and the learning rate."""
@@ -330,41 +219,25 @@ class Trainer:
         wrong = [name for name, value in values.items() if not torch.isfinite(value.detach()).all()]
         raise TrainingStopped(f"step {self.step}: {', '.join(wrong)} not finite; the rows of the batch are in {path}")
 
-    def _finished(self) -> bool:
-        """Whether to end, the same on all processes."""
+    def shown(self, means: Mapping[str, float], steps_per_s: float) -> dict[str, str]:
         train = self.config.train
-        if self.step >= (train.max_train_steps or STEPS_PER_EPOCH * train.epochs):
-            return True
-        late = train.max_train_minutes is not None and self.seconds >= 60 * train.max_train_minutes
-        if self.accelerator.num_processes > 1:  # clocks and signals differ, the decision must not
-            wishes = torch.tensor([int(self.stop.requested), int(late)], device=self.device)
-            stop, late = (self.accelerator.reduce(wishes, reduction="sum") > 0).tolist()
-            self.stop.requested |= stop
-        return self.stop.requested or late
-
-    def _log(self, means: dict[str, float], bar: tqdm[Any]) -> None:
-        rate = bar.format_dict["rate"] or 0.0
-        batch = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
-        samples = rate * batch * self.accelerator.num_processes
-        postfix = {"loss": f"{means['loss']:.4f}", "lr": f"{means['lr']:.1e}", "samples_per_s": f"{samples:.2f}"}
-        if (limit := self.config.train.max_train_minutes) is not None:
-            postfix["minutes_left"] = f"{limit - self.seconds / 60:.0f}"
-        bar.set_postfix(postfix)
-        self.accelerator.log(means, step=self.step)
-        if self.history is not None:
-            self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **means})
+        scenes = train.batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
+        postfix = {**super().shown(means, steps_per_s), "samples_per_s": f"{steps_per_s * scenes:.2f}"}
+        if train.max_train_minutes is not None:
+            postfix["minutes_left"] = f"{train.max_train_minutes - self.seconds / 60:.0f}"
+        return postfix
 
     def validate(self) -> None:
         """Restores the validation clips, reports, and keeps the pipeline if it is the best so far."""
-        if not self.clips or not self.metrics or self.history is None:
+        if not self.clips or not self.metrics:
             return
         pipeline = self.pipeline()
-        report = validate(pipeline, self.clips, self.metrics, stop_requested=lambda: self.stop.requested)
+        report = validate(
+            pipeline, self.clips, self.metrics, stop_requested=lambda: self.stop is not None and self.stop.requested
+        )
         if report is None:
             return
-        scores = {f"validation/{name}": value for name, value in report.scores.items()}
-        self.accelerator.log(scores, step=self.step)
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 1), **scores})
+        self.report({f"validation/{name}": value for name, value in report.scores.items()})
         pictured = (
             {"recording": clip.recording[0], "restored": restored[0], "early": clip.early[0]}
             for clip, restored in zip(self.clips, report.restored, strict=True)

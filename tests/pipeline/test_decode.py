@@ -15,9 +15,9 @@ import soundfile
 from hostile import RATE, encoded, music, stereo, wav, with_av
 
 from pipeline_aud2studio import files
+from pipeline_aud2studio.alignment.clock import Recording
 from pipeline_aud2studio.audio import AudioNotice
 from pipeline_aud2studio.decode import AudioError, AudioStream
-from pipeline_aud2studio.recording import Recording
 
 H = np.sqrt(0.5)
 

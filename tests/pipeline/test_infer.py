@@ -19,10 +19,10 @@ import soundfile
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from pipeline_aud2studio import Aud2StudioPipeline, files, infer, words
+from pipeline_aud2studio import Aud2StudioPipeline, command, files, infer
+from pipeline_aud2studio.chunks import ArraySource
 from pipeline_aud2studio.plot import spectrogram_db
 from pipeline_aud2studio.precision import preferred_dtype
-from pipeline_aud2studio.source import ArraySource
 
 RATE = 44100
 
@@ -455,7 +455,7 @@ def test_a_bar_is_drawn_on_a_terminal_only_and_a_log_gets_lines(cli, tmp_path: P
     files.write(tmp_path / "i.wav", recording(1, 2.0), RATE)
     call = ["--inputs", tmp_path / "i.wav", "--overwrite", "--save", tmp_path / "o.wav"]
     assert cli(*call)[2] == ""
-    monkeypatch.setattr(words, "LOG_S", 0.0)
+    monkeypatch.setattr(command, "LOG_S", 0.0)
     lines = cli(*call)[2].splitlines()
     assert lines and all(line.startswith("aud2studio: restoring: ") and " chunks, " in line for line in lines)
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)

@@ -7,9 +7,9 @@ import torch
 from nara_wpe.wpe import wpe
 
 from pipeline_aud2studio.analysis import analyzed, chunks_of
+from pipeline_aud2studio.chunks import ArraySource, Padded
 from pipeline_aud2studio.features import BandImage
 from pipeline_aud2studio.prediction import BLOCK_FRAMES, OVERLAP_FRAMES, predict_late
-from pipeline_aud2studio.source import ArraySource, Padded
 from pipeline_aud2studio.spectral import BandTransform
 
 RATE = 44100

@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 from pipeline_aud2studio import audio, files
+from pipeline_aud2studio.files import Spool
 from pipeline_aud2studio.restore_file import Settings, restore, take_of_file
-from pipeline_aud2studio.spool import Spool
 
 RATE = 44100
 
@@ -62,7 +62,7 @@ def test_finishing_follows_the_arrays(toy_pipeline, tmp_path):
     settings = Settings(sample_rate=32000, tilt_db=4.0, is_float=True)
     found = restored(toy_pipeline, [tmp_path / "i.wav"], tmp_path, settings)
     plain = audio.resample(called(toy_pipeline, [waveform], RATE), RATE, 32000)
-    expected = audio.tilt(plain, 32000, 4.0)
+    expected = np.concatenate([*audio.tilted([plain], 32000, 4.0)], axis=1)
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 

@@ -13,12 +13,10 @@ from hub_server import TOKEN, HubServer, environment, running
 
 from training.data.material import main as prepare_material
 from training.jsonl import write_rows
-from training.sources import Roots
 
 SAMPLE_RATE = 44_100
 SECONDS = 5.0
 T20_S = 0.9
-NOISES = ("applause", "cheering", "whistles", "babble", "chatter", "crowd", "hum", "hiss", "wind", "handling")
 SPLITS = ("train", "validation")
 
 
@@ -50,72 +48,17 @@ def _responses(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Roots:
-    """Folders of music, rooms and noise with their indexes, two splits each."""
-    root: Path = tmp_path_factory.mktemp("corpus")
-    roots = Roots(root / "clean", root / "rirs", root / "noise")
-    rng = np.random.default_rng(0)
-    for folder in (roots.clean_music_dir, roots.rir_dir, roots.noise_dir):
-        folder.mkdir()
-    common = {"sample_rate": SAMPLE_RATE, "licence": "CC0-1.0"}
-    music, rirs, noise = [], [], []
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of music with its inventory, two splits."""
+    root, rng, rows = tmp_path_factory.mktemp("clean"), np.random.default_rng(0), []
+    common = {"sample_rate": SAMPLE_RATE, "licence": "CC0-1.0", "seconds": SECONDS, "channels": 2}
     for split in SPLITS:
         for number in range(2):
-            soundfile.write(
-                roots.clean_music_dir / f"{split}{number}.flac", _music(rng), SAMPLE_RATE, subtype="PCM_24"
-            )
-            music.append(
-                {
-                    **common,
-                    "path": f"{split}{number}.flac",
-                    "package": split,
-                    "artist": f"{split} {number}",
-                    "title": "",
-                    "split": split,
-                    "seconds": SECONDS,
-                    "channels": 2,
-                    "bandwidth_hz": 20_000.0,
-                    "genre": "",
-                }
-            )
-        for venue, (num_mics, mic_channels) in {"hall": (8, 1), "club": (4, 2)}.items():
-            path = f"{split}_{venue}.wav"
-            count = num_mics * mic_channels
-            soundfile.write(roots.rir_dir / path, _responses(rng, count), SAMPLE_RATE, subtype="FLOAT")
-            rirs.append(
-                {
-                    **common,
-                    "path": path,
-                    "venue": f"{split} {venue}",
-                    "split": split,
-                    "kind": "simulated",
-                    "num_mics": num_mics,
-                    "mic_channels": mic_channels,
-                    "seconds": 1.2,
-                    "t20_s": T20_S,
-                    "drr_db": [0.0] * count,
-                    "c50_db": [0.0] * count,
-                    "origin": "",
-                }
-            )
-        for kind in NOISES:
-            seconds = float(rng.integers(1, 9))
-            samples = 0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE))
-            soundfile.write(roots.noise_dir / f"{split}_{kind}.flac", np.clip(samples, -1, 1), SAMPLE_RATE)
-            noise.append(
-                {
-                    **common,
-                    "path": f"{split}_{kind}.flac",
-                    "kind": kind,
-                    "seconds": seconds,
-                    "origin": "",
-                    "split": split,
-                }
-            )
-    write_rows(roots.clean_music_dir / "inventory.jsonl", music)
-    write_rows(roots.rir_dir / "index.jsonl", rirs)
-    write_rows(roots.noise_dir / "index.jsonl", noise)
-    return roots
+            name = f"{split}{number}.flac"
+            soundfile.write(root / name, _music(rng), SAMPLE_RATE, subtype="PCM_24")
+            rows.append({**common, "path": name, "package": split, "artist": f"{split} {number}", "split": split})
+    write_rows(root / "inventory.jsonl", rows)
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -165,10 +108,10 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def material(corpus: Roots, acoustics: Path, voices: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(corpus: Path, acoustics: Path, voices: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `training.data.material` makes of the corpus in miniature."""
     out = tmp_path_factory.mktemp("material")
-    folders = {"--music": corpus.clean_music_dir, "--acoustics": acoustics, "--voices": voices, "--out": out}
+    folders = {"--music": corpus, "--acoustics": acoustics, "--voices": voices, "--out": out}
     prepare_material([str(word) for option in folders.items() for word in option] + ["--halls", "2"])
     return out
 

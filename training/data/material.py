@@ -1,8 +1,8 @@
-"""What training renders from, decoded once for fast random access.
+"""The material that training renders from, decoded once for fast random access.
 
     python -m training.data.material --music data/clean --acoustics DIR --voices DIR --out data/material
 
-`--music` is what `training.corpora` wrote; the other two hold an `index.json` each. Left out are rows of the test
+`--music` is what `training.data.corpora` wrote; the other two hold an `index.json` each. Left out are rows of the test
 split, whatever `holdout.json` keeps for validation, and what weights that anybody may use cannot be trained on:
 non-commercial and GPL-3 material. Halls are simulated beside. Call it again to go on where it stopped.
 """
@@ -24,9 +24,9 @@ import soxr
 from tqdm.auto import tqdm
 
 from training.jsonl import read_rows
-from training.rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
 
 from .halls import simulate
+from .rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
 
 SAMPLE_RATE = 44100
 HOLDOUT = json.loads((Path(__file__).parent / "holdout.json").read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a loudspeaker or a tape recorder does to the levels of third octaves: `gain_db` at `CURVE_HZ`."""
+    """The gains of a loudspeaker or a tape recorder in third octaves: `gain_db` at `CURVE_HZ`."""
 
     name: str
     kind: str  # `cabinet` or `microphone`

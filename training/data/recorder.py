@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from training.codecs import transcode
-
+from .codecs import transcode
 from .material import CURVE_HZ, SAMPLE_RATE, Material
 
 AGC_HOP = 64  # samples between two values of the automatic gain

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import fft, ndimage
 
-from training.rooms import DIRECT_S, EARLY_S, FADE_S, energy_decay_db, energy_ratio_db, t20_s
-
 from .material import SAMPLE_RATE, Material, Room
+from .rooms import DIRECT_S, EARLY_S, FADE_S, energy_decay_db, energy_ratio_db, t20_s
 
 SPEED_OF_SOUND = 343.0  # m/s
 LONGEST_S = 4.0

@@ -19,9 +19,9 @@ from scipy import signal
 from tqdm.auto import tqdm
 
 from training.evaluation.clips import Clip, load_clips
-from training.rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
 
 from .material import CURVE_HZ, SAMPLE_RATE, Material, band_levels_db
+from .rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
 from .scenes import Scene, SceneRenderer
 
 QUANTILES = (0.05, 0.5, 0.95)

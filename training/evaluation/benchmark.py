@@ -29,15 +29,14 @@ from tqdm.auto import tqdm
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import Waveform, resample
 from pipeline_aud2studio.precision import preferred_dtype
-from training.frechet import embed, frechet_distance, gaussian
-from training.perceptual import pesq_on_speech
-from training.remote_code import remote_code_files
-from training.srmr import SAMPLE_RATE as SRMR_RATE
-from training.srmr import srmr
+from training.hub.verify import remote_code_files
 
 from .clips import SAMPLE_RATE, Clip, load_clips
+from .frechet import embed, frechet_distance, gaussian
 from .metrics import balance_error, gap_excess, log_spectral_distance, multi_resolution_stft, si_sdr
 from .peers import PEERS, ceiling
+from .perceptual import SAMPLE_RATE as SRMR_RATE
+from .perceptual import pesq_on_speech, srmr
 from .performances import aligned, coherence_weighted, mean
 
 OWN = ("faithful", "prediction", "vocoder", "blend")

@@ -27,11 +27,11 @@ import soxr
 from scipy.signal import oaconvolve
 from tqdm.auto import tqdm
 
-from training.codecs import transcode
+from training.data.codecs import transcode
 from training.data.material import HOLDOUT
 from training.data.responses import early_part
+from training.data.rooms import tidy
 from training.jsonl import read_rows, write_rows
-from training.rooms import tidy
 
 SAMPLE_RATE = 44100
 SECONDS, LEAD_IN_S = 20.0, 3.0

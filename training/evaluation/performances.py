@@ -26,7 +26,7 @@ from scipy.signal import oaconvolve
 from pipeline_aud2studio.alignment import align
 from pipeline_aud2studio.audio import Waveform
 from training.data.responses import early_part
-from training.rooms import tidy
+from training.data.rooms import tidy
 
 from .clips import LEAD_IN_S, PEAK, SAMPLE_RATE, Clip, Sources, read_loop, render_all
 

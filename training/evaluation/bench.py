@@ -1,0 +1,123 @@
+"""How fast, and in how much memory: a table of this machine's figures for the shipped weights, from file to file.
+
+    make bench                                                      # or: python -m training.evaluation.bench
+    python -m training.evaluation.bench --only default --seconds 3600 --threads 2
+
+Every case runs in a process of its own, because peak memory is a property of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm.auto import tqdm
+
+EXAMPLE = Path(__file__).parents[2] / "spaces_app" / "examples" / "degraded.flac"
+CASES: dict[str, list[str]] = {
+    "default": [],
+    "float32": ["--dtype", "float32"],
+    "prediction": ["--reconstruction", "prediction"],
+    "vocoder": ["--reconstruction", "vocoder"],
+    "mono": ["--mono"],
+    "3 recordings, aligned": ["--recordings", "3"],
+    "ONNX Runtime": ["--onnx"],
+}
+
+
+def pieces(seconds: float, channels: int, take: int) -> Iterator[np.ndarray]:
+    """Yields the example again and again, in pieces of a second (channels, samples).
+
+    A take's seconds come in an order drawn by lot, so that no lag fits but one; take N begins N tenths of a second
+    later and has noise of its own.
+    """
+    waveform, rate = soundfile.read(EXAMPLE, dtype="float32", always_2d=True)
+    rows, order, noise = waveform.T[:channels], np.random.default_rng(0), np.random.default_rng(take + 1)
+    skipped = take * rate // 10
+    for _ in range(round(seconds)):
+        chosen = int(order.integers(rows.shape[1] // rate))
+        piece = rows[:, chosen * rate : (chosen + 1) * rate][:, skipped:]
+        skipped = 0
+        yield piece + noise.normal(0, 1e-3, piece.shape).astype(np.float32)
+
+
+def write_recording(path: Path, seconds: float, channels: int = 2, take: int = 0, sample_rate: int = 44100) -> None:
+    """Writes a recording a piece at a time: what is held in memory here would be measured, too."""
+    with soundfile.SoundFile(path, "w", sample_rate, channels, "PCM_16", format="RF64") as file:
+        for piece in pieces(seconds, channels, take):
+            file.write(piece.T)
+
+
+def peak_rss_mb() -> float:
+    """Returns the largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name: str, seconds: float, threads: int) -> None:
+    """Runs a case in this process and prints its figures as a line of JSON."""
+    import torch
+
+    from pipeline_aud2studio import infer
+
+    torch.set_num_threads(threads)
+    words = [*CASES[name]]
+    channels, count = 2, 1
+    with tempfile.TemporaryDirectory() as folder:
+        if "--mono" in words:
+            words.remove("--mono")
+            channels = 1
+        if "--recordings" in words:
+            at = words.index("--recordings")
+            count = int(words.pop(at + 1))
+            del words[at]
+        if "--onnx" in words:
+            infer.main(["export-onnx", "--out", f"{folder}/onnx"])
+            words = ["--backend", "onnx", "--model", f"{folder}/onnx"]
+        inputs = [Path(folder) / f"{take}.wav" for take in range(count)]
+        for take, path in enumerate(inputs):
+            write_recording(path, seconds, channels, take)
+        wall, cpu = time.perf_counter(), time.process_time()
+        status = infer.main(["--inputs", *map(str, inputs), "--save", f"{folder}/out.wav", *words])
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(json.dumps({"status": status, "wall": wall, "cpu": cpu, "memory": peak_rss_mb()}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the recordings")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", choices=tuple(CASES), default=tuple(CASES))
+    parser.add_argument("--case", choices=tuple(CASES), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.case:
+        measure(options.case, options.seconds, options.threads)
+        return 0
+    lines = ["| case | real-time factor | processor time | peak memory |", "| --- | --- | --- | --- |"]
+    for name in tqdm(options.only, desc="bench"):
+        words = ["--case", name, "--seconds", str(options.seconds), "--threads", str(options.threads)]
+        done = subprocess.run(
+            [sys.executable, "-m", "training.evaluation.bench", *words], capture_output=True, text=True
+        )
+        if done.returncode or json.loads(done.stdout.splitlines()[-1])["status"]:
+            lines.append(f"| {name} | failed: {done.stderr.strip().splitlines()[-1:]} | | |")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        factors = [f"{found[key] / options.seconds:.3f}" for key in ("wall", "cpu")]
+        lines.append(f"| {name} | {factors[0]} | {factors[1]} | {found['memory']:.0f} MB |")
+    print(f"{options.seconds:g} s of stereo, {options.threads} thread(s), imports and loading included:\n")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
