@@ -146,7 +146,7 @@ def build(runs: Runs) -> gr.Blocks:
 
     def example() -> list[str]:
         # A copy, because that of Gradio is deleted like every upload.
-        return [shutil.copyfile(EXAMPLE, runs.new() / EXAMPLE_NAME)]
+        return [str(shutil.copyfile(EXAMPLE, runs.new() / EXAMPLE_NAME))]
 
     with gr.Blocks(title="aud2studio", analytics_enabled=False, delete_cache=(int(SWEEP_S), int(KEPT_S))) as page:
         gr.Markdown(INTRODUCTION)
@@ -173,14 +173,16 @@ def build(runs: Runs) -> gr.Blocks:
                     value=player.HINT,
                     css_template=player.STYLE,
                     js_on_load=player.SCRIPT,
+                    apply_default_css=False,
                     elem_id="outcome",
-                    min_height=120,
                     max_bytes=MAX_BYTES,
                     too_large=player.error(TOO_LARGE),
                 )
-        take_example.click(example, None, uploaded, api_visibility="private")
+        take_example.click(example, None, uploaded, queue=False, api_visibility="private")
         inputs = [uploaded, recorded, reconstruction, steps, seed, dryness, tilt_db, limit, container]
-        done = button.click(restore, inputs, outcome, concurrency_limit=1, api_name="restore", scroll_to_output=True)
+        # Whatever was there before gives way to the progress.
+        started = button.click(None, None, outcome, js=f"() => {json.dumps(player.WORKING)}")
+        done = started.then(restore, inputs, outcome, concurrency_limit=1, api_name="restore")
         # No work was done: the queue is full, the connection broke, or the Space has no GPU left for this visitor.
         done.failure(None, None, outcome, js=f"() => {json.dumps(player.error(BUSY))}")
     page.queue(max_size=20)

@@ -14,14 +14,14 @@ from spaces_app.sentences import facts
 from spaces_app.studio import Outcome
 
 STYLE = """
-.player, .error, .hint { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 16px; }
-.error { border-color: #b3261e; border-left-width: 8px; font-size: 16px; }
+.player, .error, .hint, .working { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }
+.working { min-height: 96px; }
+.error { border-color: #b3261e; border-left-width: 8px; }
 .error h3, .player p { margin: 0; }
-.hint { color: var(--body-text-color-subdued); }
 .player .row { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 8px; }
 .player .now { font-weight: 600; overflow-wrap: anywhere; }
 .player button, .switch span, a.download { box-sizing: border-box; min-height: 44px; padding: 8px 16px;
-  cursor: pointer; border: 2px solid #1f4e79; border-radius: 8px; font-weight: 600; line-height: 24px; }
+  cursor: pointer; border: 2px solid #1f4e79; border-radius: 8px; font: inherit; font-size: 16px; font-weight: 600; }
 .player button, a.download { background: #1f4e79; color: #ffffff; }
 .player button { min-width: 96px; }
 .switch { display: flex; margin: 0; padding: 0; border: 0; }
@@ -35,10 +35,11 @@ a.download:focus-visible { outline: 3px solid #d95f02; outline-offset: 2px; }
 .player .seek { flex: 1 1 160px; min-width: 0; min-height: 44px; accent-color: #1f4e79; }
 .player .time { font-variant-numeric: tabular-nums; }
 a.download { display: block; margin: 12px 0; text-align: center; text-decoration: none; overflow-wrap: anywhere; }
-h3 { margin: 16px 0 4px; font-size: 16px; }
+h3 { margin: 16px 0 4px; font-size: 16px; font-weight: 600; }
+ul { margin: 0; padding-left: 20px; list-style: disc; overflow-wrap: anywhere; }
 table { width: 100%; border-collapse: collapse; }
-th, td { padding: 4px 8px 4px 0; text-align: left; font-weight: 400; vertical-align: top; }
-th { color: var(--body-text-color-subdued); }
+th, td { padding: 4px 8px 4px 0; border-top: 1px solid var(--border-color-primary); text-align: left;
+  font-weight: 400; vertical-align: top; }
 td:nth-child(2) { white-space: nowrap; font-variant-numeric: tabular-nums; }
 figure { margin: 16px 0 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 8px; }
@@ -90,7 +91,10 @@ function connect() {
   tick();
 }
 connect();
-watch('value', connect);
+watch('value', () => {
+  connect();
+  element.querySelector('.player, .error, .working')?.scrollIntoView({ block: 'nearest' });
+});
 
 // Gradio would refuse a file that is too large in words of its own, which vanish.
 function weigh(event) {
@@ -104,12 +108,12 @@ function weigh(event) {
   name.textContent = large.name;
   props.value = props.too_large.replace('{name}', name.innerHTML)
     .replace('{megabytes}', Math.round(large.size / 1e6));
-  element.scrollIntoView({ block: 'nearest' });
 }
 for (const kind of ['change', 'drop']) document.addEventListener(kind, weigh, true);
 """
 
 HINT = '<p class="hint">The result comes here: before and after to compare, and a file to download.</p>'
+WORKING = '<div class="working"></div>'
 
 
 def error(text: str) -> str:
@@ -131,8 +135,7 @@ def result(outcome: Outcome) -> str:
         rows = "".join(
             f'<tr><th scope="row">{a}</th><td>{b}</td><td>{c}</td></tr>' for a, b, c in facts(outcome.facts)
         )
-        title = f"Heard in {html.escape(outcome.name)}, estimated"
-        parts.append(f'<section class="facts"><h3>{title}</h3><table>{rows}</table></section>')
+        parts.append(f'<section class="facts"><h3>Estimated from the recording</h3><table>{rows}</table></section>')
     parts.append(_figure("spectrograms", outcome.spectrograms, "Spectrograms before and after"))
     if outcome.lags is not None:
         parts.append(_figure("lags", outcome.lags, "How the recordings lie against each other"))
@@ -143,7 +146,7 @@ def player(name: str, before: Path, after: Path) -> str:
     """Two audio elements, and what commands them."""
     audio = "".join(
         f'<audio class="{kind}" preload="auto" src="{_address(path)}"'
-        f' title="{html.escape(f"{kind.title()}, {name} {what}")}"></audio>'
+        f' title="{html.escape(f"{kind.title()} ({name}, {what})")}"></audio>'
         for kind, path, what in (("before", before, "as recorded"), ("after", after, "restored"))
     )
     switch = "".join(

@@ -20,7 +20,8 @@ Restores audience recordings of concerts: less crowd, less room, less microphone
   {MAX_SECONDS // 60} minutes and {MAX_BYTES // 10**6} MB each, as WAV, FLAC, AIFF, CAF, MP3, M4A, AAC, Ogg, Opus, WMA
   or AMR, or as the sound of an MP4, MOV, 3GP, MKV or WebM video. Surround sound is mixed down to stereo.
 - **You get** a FLAC or WAV file as long as the recording, at its sampling rate, in 16 or 24 bit (32-bit float as WAV
-  where the recording is). A minute of stereo has 6 to 12 MB as FLAC, 11 to 23 MB as WAV.
+  where the recording is). A minute of stereo at 44.1 or 48 kHz has 3 to 13 MB as FLAC, 11 to 23 MB as
+  WAV.
 
 Files are deleted after half an hour at the latest. Please restore only what you may."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"FLAC": ".flac", "WAV": ".wav"}
 SILENT_LUFS = -100.0
-PICTURE_INCHES = 4.3  # wide: its letters of 10 points have 11 px where the picture has 350 px, on a phone
+PICTURE_INCHES = 4.0  # its letters of 10 points have 11 px where it is 320 px wide, on a phone of 390 px
 
 Tell = Callable[[str, tuple[int, int] | None], None]  # what is being done, and how many of how many seconds
 
