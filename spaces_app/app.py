@@ -17,9 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -46,13 +48,13 @@ from spaces_app.sentences import (
     VOCODER_IS_DRY,
     Refused,
 )
-from spaces_app.studio import FORMATS, restore_recordings
+from spaces_app.studio import FORMATS, Tell, restore_recordings
 
 if TYPE_CHECKING:
     from pipeline_aud2studio.pipeline import Aud2StudioPipeline
 
 EXAMPLE = Path(__file__).parent / "examples" / "degraded.flac"
-EXAMPLE_NAME = "music in a coffee shop.flac"  # as visitors see it
+EXAMPLE_NAME = "coffee shop.flac"  # as visitors see it
 KEPT_S = 1800.0
 SWEEP_S = 60.0
 GPU_SECONDS = 120
@@ -101,9 +103,7 @@ class Runs:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def restored(
-    paths: list[Path], settings: Settings, suffix: str, runs: Runs, tell: Callable[[str, tuple[int, int] | None], None]
-) -> str:
+def attempt(paths: list[Path], settings: Settings, suffix: str, runs: Runs, tell: Tell) -> str:
     """What the page shows for some recordings: their restoration, or why there is none."""
     if settings.reconstruction == "vocoder" and settings.dryness < 1:
         return player.error(VOCODER_IS_DRY)
@@ -119,14 +119,27 @@ def restored(
     return player.error(text)
 
 
+def attempted(paths: list[Path], settings: Settings, suffix: str, runs: Runs) -> Iterator[str]:
+    """The progress of an attempt, and then what came of it."""
+    pages: SimpleQueue[str | None] = SimpleQueue()
+
+    def tell(what: str, seconds: tuple[int, int] | None) -> None:
+        pages.put(player.working(what, seconds))
+
+    with ThreadPoolExecutor(1) as executor:
+        task = executor.submit(attempt, paths, settings, suffix, runs, tell)
+        task.add_done_callback(lambda _: pages.put(None))
+        yield from iter(pages.get, None)
+        yield task.result()
+
+
 def build(runs: Runs) -> gr.Blocks:
     """The page; `runs` holds the files that it serves."""
 
     # On ZeroGPU this is another process, out of which no exception comes with its words.
     @on_gpu
-    def work(paths: list[Path], settings: Settings, suffix: str) -> str:
-        progress = gr.Progress()
-        return restored(paths, settings, suffix, runs, partial(progress_of, progress))
+    def work(paths: list[Path], settings: Settings, suffix: str) -> Iterator[str]:
+        yield from attempted(paths, settings, suffix, runs)
 
     def restore(
         uploaded: list[str] | None,
@@ -138,11 +151,11 @@ def build(runs: Runs) -> gr.Blocks:
         tilt_db: float,
         limit: bool,
         container: str,
-    ) -> str:
+    ) -> Iterator[str]:
         paths = [Path(path) for path in [*(uploaded or []), *([recorded] if recorded else [])]]
         kind = KINDS.get(reconstruction, "faithful")
         settings = Settings(int(steps) or None, kind, int(seed), dryness, None, tilt_db or None, limit)
-        return work(paths, settings, FORMATS[container])
+        yield from work(paths, settings, FORMATS[container])
 
     def example() -> list[str]:
         # A copy, because that of Gradio is deleted like every upload.
@@ -181,17 +194,12 @@ def build(runs: Runs) -> gr.Blocks:
         take_example.click(example, None, uploaded, queue=False, api_visibility="private")
         inputs = [uploaded, recorded, reconstruction, steps, seed, dryness, tilt_db, limit, container]
         # Whatever was there before gives way to the progress.
-        started = button.click(None, None, outcome, js=f"() => {json.dumps(player.WORKING)}")
-        done = started.then(restore, inputs, outcome, concurrency_limit=1, api_name="restore")
+        started = button.click(None, None, outcome, js=f"() => {json.dumps(player.WAITING)}")
+        done = started.then(restore, inputs, outcome, concurrency_limit=1, api_name="restore", show_progress="hidden")
         # No work was done: the queue is full, the connection broke, or the Space has no GPU left for this visitor.
         done.failure(None, None, outcome, js=f"() => {json.dumps(player.error(BUSY))}")
     page.queue(max_size=20)
     return page
-
-
-def progress_of(progress: gr.Progress, what: str, seconds: tuple[int, int] | None) -> None:
-    """Shows what is being done, and how many of how many seconds."""
-    progress(seconds, desc=what, unit="s of audio")
 
 
 def theme() -> gr.themes.Base:
@@ -220,6 +228,7 @@ def launch(page: gr.Blocks, runs: Runs, port: int | None, block: bool) -> str:
         prevent_thread_lock=not block,
         quiet=not block,
         theme=theme(),
+        css="#outcome .html-container { padding: 0; }",
     )
     return str(local)
 

@@ -15,7 +15,7 @@ from spaces_app.studio import Outcome
 
 STYLE = """
 .player, .error, .hint, .working { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }
-.working { min-height: 96px; }
+.working progress { display: block; width: 100%; height: 12px; margin-top: 8px; accent-color: #1f4e79; }
 .error { border-color: #b3261e; border-left-width: 8px; }
 .error h3, .player p { margin: 0; }
 .player .row { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 8px; }
@@ -93,7 +93,7 @@ function connect() {
 connect();
 watch('value', () => {
   connect();
-  element.querySelector('.player, .error, .working')?.scrollIntoView({ block: 'nearest' });
+  element.querySelector('.player, .error, .waiting')?.scrollIntoView({ block: 'nearest' });
 });
 
 // Gradio would refuse a file that is too large in words of its own, which vanish.
@@ -113,7 +113,17 @@ for (const kind of ['change', 'drop']) document.addEventListener(kind, weigh, tr
 """
 
 HINT = '<p class="hint">The result comes here: before and after to compare, and a file to download.</p>'
-WORKING = '<div class="working"></div>'
+WAITING = '<div class="working waiting" role="status">Waiting for its turn</div>'
+
+
+def working(what: str, seconds: tuple[int, int] | None) -> str:
+    """What is being done, and how many of how many seconds of audio."""
+    if seconds is None:
+        return f'<div class="working" role="status">{what}<progress aria-label="{what}"></progress></div>'
+    done, total = seconds
+    text = f"{what}: {done} of {total} s of audio"
+    bar = f'<progress aria-label="{what}" value="{done}" max="{total}"></progress>'
+    return f'<div class="working" role="status">{text}{bar}</div>'
 
 
 def error(text: str) -> str:
