@@ -15,7 +15,7 @@ from spaces_app.studio import Outcome
 
 STYLE = """
 .player, .error, .hint, .working { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }
-.working progress { display: block; width: 100%; height: 12px; margin-top: 8px; accent-color: #1f4e79; }
+.working progress { display: block; width: 100%; margin-top: 8px; accent-color: #1f4e79; }
 .error { border-color: #b3261e; border-left-width: 8px; }
 .error h3, .player p { margin: 0; }
 .player .row { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 8px; }
