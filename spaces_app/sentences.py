@@ -60,7 +60,7 @@ REFUSALS = (
     ),
     (
         r"fewer than two recordings can be aligned",
-        "These do not seem to be recordings of the same performance, or are too short or too noisy to tell. Restore"
+        "These do not seem to be recordings of the same performance, or are too short, quiet or noisy to tell. Restore"
         " each of them alone.",
     ),
 )
