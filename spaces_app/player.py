@@ -15,7 +15,11 @@ from spaces_app.studio import Outcome
 
 STYLE = """
 .player, .error, .hint, .working { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }
-.working progress { display: block; width: 100%; margin-top: 8px; accent-color: #1f4e79; }
+.working progress { display: block; width: 100%; height: 12px; margin-top: 8px; appearance: none; border: 0;
+  background: #c9d3dd; }
+.working progress::-webkit-progress-bar { background: #c9d3dd; }
+.working progress::-webkit-progress-value { background: #1f4e79; }
+.working progress::-moz-progress-bar { background: #1f4e79; }
 .error { border-color: #b3261e; border-left-width: 8px; }
 .error h3, .player p { margin: 0; }
 .player .row { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 8px; }
@@ -43,6 +47,7 @@ th, td { padding: 4px 8px 4px 0; border-top: 1px solid var(--border-color-primar
 td:nth-child(2) { white-space: nowrap; font-variant-numeric: tabular-nums; }
 figure { margin: 16px 0 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 8px; }
+.spectrograms img { max-width: 480px; margin: 0 auto; }
 """
 
 # Both elements play all the time; the one that is not heard is muted and brought back where it drifts away.
@@ -137,7 +142,7 @@ def result(outcome: Outcome) -> str:
     kind = f"{done.suffix[1:].upper()}, {_FORMS[outcome.subtype]}, {done.stat().st_size / 1e6:.1f} MB"
     parts = [
         player(outcome.name, outcome.before, outcome.after),
-        f'<a class="download" href="{_address(done)}" download="{html.escape(done.name)}">Download ({kind})</a>',
+        f'<a class="download" href="{_address(done)}" download="{html.escape(done.name)}">Download {kind}</a>',
     ]
     if outcome.notices:
         parts.append('<section class="notices"><h3>To be known</h3>' + _list(outcome.notices) + "</section>")
