@@ -145,7 +145,7 @@ def result(outcome: Outcome) -> str:
         f'<a class="download" href="{_address(done)}" download="{html.escape(done.name)}">Download {kind}</a>',
     ]
     if outcome.notices:
-        parts.append('<section class="notices"><h3>To be known</h3>' + _list(outcome.notices) + "</section>")
+        parts.append('<section class="notices"><h3>Worth knowing</h3>' + _list(outcome.notices) + "</section>")
     if outcome.facts:
         rows = "".join(
             f'<tr><th scope="row">{a}</th><td>{b}</td><td>{c}</td></tr>' for a, b, c in facts(outcome.facts)

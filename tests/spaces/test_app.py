@@ -206,13 +206,13 @@ def test_a_file_that_is_too_large_is_not_uploaded(open_page: Any) -> None:
     # A file of 300 MB without the bytes.
     page.evaluate("""() => {
       const input = document.querySelector('#uploaded input[type=file]');
-      const large = new File(['x'], '<i>night.wav');
+      const large = new File(['x'], '<i>${1+1}{{value}}night.wav');
       Object.defineProperty(large, 'size', { value: 3e8 });
       Object.defineProperty(input, 'files', { value: [large], configurable: true });
       input.dispatchEvent(new Event('change', { bubbles: true }));
     }""")
     assert told(page) == (
-        "Not restored\n<i>night.wav has 300 MB, and a file may have 250 MB. Save it as FLAC, or cut it."
+        "Not restored\n<i>${1+1}{{value}}night.wav has 300 MB, and a file may have 250 MB. Save it as FLAC, or cut it."
     )
     assert not [url for url in sent if "upload" in url]
 

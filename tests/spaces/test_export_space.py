@@ -69,7 +69,7 @@ def test_an_empty_environment_with_its_requirements_opens_and_restores(tmp_path:
         borrow("torch", borrowed)  # of 5 GB; all else is installed
         python = environment / "bin" / "python"
         (next(environment.glob("lib/python*/site-packages")) / "torch.pth").write_text(str(borrowed))
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
         subprocess.run([*pip, "-r", str(out / "requirements.txt")], check=True)
         variables = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "TMPDIR": folder}
         command = [str(python), "app.py", "--port", str(port)]
