@@ -28,6 +28,10 @@ PLAYERS = """() => ['before', 'after'].map(name => {
   return {time: each.currentTime, muted: each.muted, paused: each.paused, duration: each.duration, source: each.src};
 })"""
 
+TOGETHER = """() => 0.1 > Math.abs(
+  document.querySelector('audio.before').currentTime - document.querySelector('audio.after').currentTime
+)"""
+
 
 @pytest.fixture(scope="module")
 def busy() -> list[tuple[float, float]]:
@@ -129,13 +133,13 @@ def test_upload_restore_compare_download(open_page: Any, excerpt: Path, runs: ap
     page.wait_for_function("() => document.querySelector('audio.after').currentTime > 0.5")
     before, after = page.evaluate(PLAYERS)
     assert (before["muted"], after["muted"]) == (True, False) and not before["paused"] and not after["paused"]
-    assert abs(before["time"] - after["time"]) < 0.1
+    page.wait_for_function(TOGETHER)
     assert page.inner_text("#outcome .now") == "Playing: After (my gig.wav, restored)"
     page.get_by_text("Before", exact=True).click()
     page.wait_for_timeout(300)
     before, after = page.evaluate(PLAYERS)
     assert (before["muted"], after["muted"]) == (False, True)
-    assert abs(before["time"] - after["time"]) < 0.1
+    page.wait_for_function(TOGETHER)
     assert page.inner_text("#outcome .now") == "Playing: Before (my gig.wav, as recorded)"
     page.click("#outcome button.play")
     before, after = page.evaluate(PLAYERS)
