@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WINDOW_SAMPLES = 2048
 MAX_FRAMES = 1200  # about one for each pixel of the picture
+PIXELS = 1152  # width of the picture
 RANGE_DB = 80.0
 LOWEST_HZ = 30.0
 
@@ -41,15 +42,20 @@ def spectrogram_db(source: Source, sample_rate: int) -> tuple[np.ndarray, np.nda
 
 
 def plot_spectrograms(
-    path: str | os.PathLike[str], panels: Mapping[str, tuple[Source, int]], start_s: float = 0.0
+    path: str | os.PathLike[str],
+    panels: Mapping[str, tuple[Source, int]],
+    start_s: float = 0.0,
+    width_inches: float = 9.6,
 ) -> None:
     """Write a PNG with one spectrogram for each title, all on the same axes and the same scale of levels.
 
     Args:
         panels: what is shown below each title, and its sampling rate in Hz.
         start_s: what the axis calls its beginning, in s.
+        width_inches: of the picture, in letters of 10 points; it always has the same number of pixels.
     """
-    figure = Figure(figsize=(9.6, 2.9 * len(panels)), dpi=120, layout="constrained")
+    size = width_inches, (0.98 + 0.2 * width_inches) * len(panels)
+    figure = Figure(figsize=size, dpi=PIXELS / width_inches, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
     spectrograms = {title: spectrogram_db(source, rate) for title, (source, rate) in panels.items()}

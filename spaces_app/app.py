@@ -9,15 +9,19 @@ an hour at most, in a folder that is gone when the server stops; nothing leaves 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -33,25 +37,35 @@ import gradio as gr
 from pipeline_aud2studio import shipped_weights
 from pipeline_aud2studio.infer import load_pipeline
 from pipeline_aud2studio.restore_file import Settings
-from spaces_app.player import SCRIPT, STYLE, TEMPLATE, player
-from spaces_app.studio import FORMATS, MAX_BYTES, MAX_RECORDINGS, MAX_SECONDS, restore_recordings
+from spaces_app import player
+from spaces_app.sentences import (
+    BUSY,
+    INTRODUCTION,
+    MAX_BYTES,
+    MAX_RECORDINGS,
+    OUR_FAULT,
+    TOO_LARGE,
+    VOCODER_IS_DRY,
+    Refused,
+)
+from spaces_app.studio import FORMATS, Tell, restore_recordings
 
 if TYPE_CHECKING:
     from pipeline_aud2studio.pipeline import Aud2StudioPipeline
 
 EXAMPLE = Path(__file__).parent / "examples" / "degraded.flac"
+EXAMPLE_NAME = "coffee shop.flac"  # as visitors see it
 KEPT_S = 1800.0
 SWEEP_S = 60.0
 GPU_SECONDS = 120
+LOG = logging.getLogger(__name__)
 
-INTRODUCTION = f"""# aud2studio
-Restores audience recordings of concerts: less crowd, less room, less microphone. One recording, or up to
-{MAX_RECORDINGS} of the same performance, which are aligned first. At most {MAX_SECONDS // 60} minutes and
-{MAX_BYTES // 10**6} MB each. Files are deleted after half an hour at the latest; please restore only what you may."""
-FAITHFUL, VOCODER = "faithful: filters what was recorded", "vocoder: synthesises it anew (experimental)"
-BLEND = "blend: faithful, and the vocoder where the recording has nothing (experimental)"
-PREDICTION = "prediction: takes away predicted late sound only, without a network; for rooms"
-KINDS = {FAITHFUL: "faithful", PREDICTION: "prediction", VOCODER: "vocoder", BLEND: "blend"}
+KINDS = {
+    "faithful: filters what was recorded": "faithful",
+    "prediction: only takes away predicted reverberation, without a network": "prediction",
+    "vocoder: synthesises it anew (experimental)": "vocoder",
+    "blend: faithful, and the vocoder where the recording has nothing (experimental)": "blend",
+}
 
 
 @cache
@@ -89,12 +103,43 @@ class Runs:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+def attempt(paths: list[Path], settings: Settings, suffix: str, runs: Runs, tell: Tell) -> str:
+    """What the page shows for some recordings: their restoration, or why there is none."""
+    if settings.reconstruction == "vocoder" and settings.dryness < 1:
+        return player.error(VOCODER_IS_DRY)
+    folder = runs.new()
+    text = OUR_FAULT
+    try:
+        return player.result(restore_recordings(paths, settings, suffix, folder, pipeline, tell))
+    except Refused as refused:
+        text = str(refused)
+    except Exception:
+        LOG.exception("A restoration failed.")
+    shutil.rmtree(folder, ignore_errors=True)
+    return player.error(text)
+
+
+def attempted(paths: list[Path], settings: Settings, suffix: str, runs: Runs) -> Iterator[str]:
+    """The progress of an attempt, and then what came of it."""
+    pages: SimpleQueue[str | None] = SimpleQueue()
+
+    def tell(what: str, seconds: tuple[int, int] | None) -> None:
+        pages.put(player.working(what, seconds))
+
+    with ThreadPoolExecutor(1) as executor:
+        task = executor.submit(attempt, paths, settings, suffix, runs, tell)
+        task.add_done_callback(lambda _: pages.put(None))
+        yield from iter(pages.get, None)
+        yield task.result()
+
+
 def build(runs: Runs) -> gr.Blocks:
     """The page; `runs` holds the files that it serves."""
 
+    # On ZeroGPU this is another process, out of which no exception comes with its words.
     @on_gpu
-    def work(paths: list[Path], settings: Settings, suffix: str, folder: Path) -> Any:
-        return restore_recordings(paths, settings, suffix, folder, pipeline)
+    def work(paths: list[Path], settings: Settings, suffix: str) -> Iterator[str]:
+        yield from attempted(paths, settings, suffix, runs)
 
     def restore(
         uploaded: list[str] | None,
@@ -106,31 +151,15 @@ def build(runs: Runs) -> gr.Blocks:
         tilt_db: float,
         limit: bool,
         container: str,
-        progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[Any, ...]:
+    ) -> Iterator[str]:
         paths = [Path(path) for path in [*(uploaded or []), *([recorded] if recorded else [])]]
         kind = KINDS.get(reconstruction, "faithful")
-        if kind == "vocoder" and dryness < 1:
-            raise gr.Error("Dryness mixes in phase, and the vocoder's phase is its own: leave it at 1.")
         settings = Settings(int(steps) or None, kind, int(seed), dryness, None, tilt_db or None, limit)
-        progress(0.0, desc="reading")
-        folder = runs.new()
-        try:
-            outcome = work(paths, settings, FORMATS[container], folder)
-        except ValueError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise gr.Error(str(error)) from error
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        notices = "\n".join(f"- {notice}" for notice in outcome.notices)
-        return (
-            player(outcome.before, outcome.after),
-            gr.DownloadButton(value=str(outcome.result), visible=True),
-            gr.Image(value=str(outcome.spectrograms), visible=True),
-            gr.Image(value=None if outcome.lags is None else str(outcome.lags), visible=outcome.lags is not None),
-            gr.Markdown(value=notices, visible=bool(notices)),
-        )
+        yield from work(paths, settings, FORMATS[container])
+
+    def example() -> list[str]:
+        # A copy, because that of Gradio is deleted like every upload.
+        return [str(shutil.copyfile(EXAMPLE, runs.new() / EXAMPLE_NAME))]
 
     with gr.Blocks(title="aud2studio", analytics_enabled=False, delete_cache=(int(SWEEP_S), int(KEPT_S))) as page:
         gr.Markdown(INTRODUCTION)
@@ -141,10 +170,10 @@ def build(runs: Runs) -> gr.Blocks:
                     file_count="multiple",
                     elem_id="uploaded",
                 )
+                take_example = gr.Button("Take the example: music in a coffee shop, 12 s", elem_id="example")
                 recorded = gr.Audio(label="or record", sources=["microphone"], type="filepath", elem_id="recorded")
-                gr.Examples([[[str(EXAMPLE)]]], [uploaded], label="or take the example", elem_id="examples")
-                with gr.Accordion("Settings", open=False):
-                    reconstruction = gr.Radio([*KINDS], value=FAITHFUL, label="Reconstruction")
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    reconstruction = gr.Radio([*KINDS], value=[*KINDS][0], label="Reconstruction")
                     steps = gr.Slider(0, 50, 0, step=1, label="Denoising steps of the vocoder (0: the model's own)")
                     seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
                     dryness = gr.Slider(0, 1, 1, label="Dryness: 0 is the recording, 1 is fully restored")
@@ -153,18 +182,22 @@ def build(runs: Runs) -> gr.Blocks:
                     container = gr.Radio(list(FORMATS), value="FLAC", label="Format of the download")
                 button = gr.Button("Restore", variant="primary", elem_id="restore")
             with gr.Column(min_width=300):
-                compared = gr.HTML(
-                    value="", html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="compared"
+                outcome = gr.HTML(
+                    value=player.HINT,
+                    css_template=player.STYLE,
+                    js_on_load=player.SCRIPT,
+                    apply_default_css=False,
+                    elem_id="outcome",
+                    max_bytes=MAX_BYTES,
+                    too_large=player.error(TOO_LARGE),
                 )
-                download = gr.DownloadButton("Download", visible=False, elem_id="download")
-                notices = gr.Markdown(visible=False, elem_id="notices")
-                spectrograms = gr.Image(
-                    show_label=False, visible=False, type="filepath", buttons=[], elem_id="spectrograms"
-                )
-                lags = gr.Image(show_label=False, visible=False, type="filepath", buttons=[], elem_id="lags")
+        take_example.click(example, None, uploaded, queue=False, api_visibility="private")
         inputs = [uploaded, recorded, reconstruction, steps, seed, dryness, tilt_db, limit, container]
-        outputs = [compared, download, spectrograms, lags, notices]
-        button.click(restore, inputs, outputs, concurrency_limit=1, api_name="restore")
+        # Whatever was there before gives way to the progress.
+        started = button.click(None, None, outcome, js=f"() => {json.dumps(player.WAITING)}")
+        done = started.then(restore, inputs, outcome, concurrency_limit=1, api_name="restore", show_progress="hidden")
+        # No work was done: the queue is full, the connection broke, or the Space has no GPU left for this visitor.
+        done.failure(None, None, outcome, js=f"() => {json.dumps(player.error(BUSY))}")
     page.queue(max_size=20)
     return page
 
@@ -195,6 +228,7 @@ def launch(page: gr.Blocks, runs: Runs, port: int | None, block: bool) -> str:
         prevent_thread_lock=not block,
         quiet=not block,
         theme=theme(),
+        css="#outcome .html-container { padding: 0; }",
     )
     return str(local)
 

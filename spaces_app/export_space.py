@@ -15,7 +15,16 @@ from pipeline_aud2studio.files import atomic_folder
 
 HERE = Path(__file__).parent
 PACKAGES = ("pipeline_aud2studio", "spaces_app")
-LEFT_OUT = ("__pycache__", "demo.py", "export_space.py", "requirements.txt")
+# The listening test, the demo and the export are for the repository.
+LEFT_OUT = (
+    "analysis.py",
+    "demo.py",
+    "export_space.py",
+    "listening_test.*",
+    "ratings.py",
+    "requirements.txt",
+    "study.py",
+)
 APP = """import sys
 
 from spaces_app.app import main
@@ -34,7 +43,8 @@ def write_space(out: Path) -> None:
         raise ValueError(f"{out} is not empty and not an earlier export: choose another folder")
     with atomic_folder(out) as folder:
         for package in PACKAGES:
-            shutil.copytree(HERE.parent / package, folder / package, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            left_out = shutil.ignore_patterns("__pycache__", *(LEFT_OUT if package == HERE.name else ()))
+            shutil.copytree(HERE.parent / package, folder / package, ignore=left_out)
         card = (HERE / "README.md").read_text(encoding="utf-8")
         (folder / "README.md").write_text(card.replace("app_file: spaces_app/app.py", "app_file: app.py"), "utf-8")
         shutil.copyfile(HERE / "requirements.txt", folder / "requirements.txt")

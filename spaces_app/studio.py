@@ -1,31 +1,46 @@
-"""What the Space does with the files that somebody gives it: check, align, restore, compare, draw."""
+"""What the Space does with the files that somebody gives it: check, align, restore, compare, inspect, draw."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline_aud2studio import files
 from pipeline_aud2studio.alignment.command import plot_lags
 from pipeline_aud2studio.alignment.gather import gather
+from pipeline_aud2studio.audio import SILENCE_RMS_DB, AudioNotice, Waveform, resampled
 from pipeline_aud2studio.chunks import Scaled, Source
 from pipeline_aud2studio.files import Spool
+from pipeline_aud2studio.inspection import inspect
 from pipeline_aud2studio.plot import plot_spectrograms
-from pipeline_aud2studio.restore_file import Settings, Take, restore, take_of_file
+from pipeline_aud2studio.restore_file import Restoration, Settings, Take, restore, take_of_file
+from spaces_app.sentences import (
+    MAX_BYTES,
+    MAX_RECORDINGS,
+    MAX_SECONDS,
+    NOTHING_GIVEN,
+    TOO_LARGE,
+    TOO_LONG,
+    Refused,
+    notice,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from pipeline_aud2studio.pipeline import Aud2StudioPipeline
 
-MAX_RECORDINGS = 4
-MAX_SECONDS = 600  # of each recording: what a visitor waits for
-MAX_BYTES = 250_000_000  # of each file
 FORMATS = {"FLAC": ".flac", "WAV": ".wav"}
 SILENT_LUFS = -100.0
+PICTURE_INCHES = 4.0  # its letters of 10 points have 11 px where it is 320 px wide, on a phone of 390 px
+
+Tell = Callable[[str, tuple[int, int] | None], None]  # what is being done, and how many of how many seconds
 
 
 @dataclass(frozen=True)
@@ -33,38 +48,81 @@ class Outcome:
     """Files of a finished restoration, all in one folder, and what is to be known about it.
 
     Attributes:
-        result: The restored recording, to download.
+        name: Of the recording that was restored.
+        result: To download.
+        subtype: Of the result, "PCM_24".
         before, after: Recording and result at the same loudness, to compare.
         spectrograms: PNG of both.
         lags: PNG of the alignment; None for one recording.
+        facts: What `inspect` heard in the recording; nothing in silence.
         notices: Sentences.
     """
 
+    name: str
     result: Path
+    subtype: str
     before: Path
     after: Path
     spectrograms: Path
     lags: Path | None
+    facts: dict[str, float]
     notices: list[str]
 
 
 def check(paths: Sequence[Path]) -> None:
-    """Raises a ValueError, a sentence for the visitor, for what is too many, too large, too long or no audio."""
+    """Looks at the files without reading them.
+
+    Raises:
+        Refused: There are none, too many, or too large ones.
+    """
     if not paths:
-        raise ValueError("There is nothing to restore: upload or record something, or take the example.")
+        raise Refused(NOTHING_GIVEN)
     if len(paths) > MAX_RECORDINGS:
-        raise ValueError(f"{len(paths)} recordings are too many: {MAX_RECORDINGS} at most.")
+        raise Refused(f"{len(paths)} recordings are too many: choose the best {MAX_RECORDINGS} of them.")
     for path in paths:
-        megabytes = path.stat().st_size / 1e6
-        if megabytes > MAX_BYTES / 1e6:
-            raise ValueError(f"{path.name} has {megabytes:.0f} MB: {MAX_BYTES / 1e6:.0f} MB at most.")
-        with files.opened(path) as sound:
-            seconds = (sound.frames or 0) / sound.sample_rate
-        if seconds > MAX_SECONDS:
-            raise ValueError(
-                f"{path.name} lasts {seconds / 60:.1f} minutes: {MAX_SECONDS // 60} at most here. Longer recordings"
-                " want the command line on your own machine."
-            )
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise Refused(TOO_LARGE.format(name=path.name, megabytes=round(size / 1e6)))
+
+
+def open_take(path: Path) -> Take:
+    """A recording that may last `MAX_SECONDS`, whether its header tells how long it is or not.
+
+    Raises:
+        AudioError: See `take_of_file`.
+        Refused: It is too long; where the header does not tell, while its blocks are read.
+    """
+    take = take_of_file(path, None, None, downmix=True)
+    most = MAX_SECONDS * take.sample_rate
+    too_long = Refused(TOO_LONG.format(name=path.name))
+    if (take.frames or 0) > most:
+        raise too_long
+
+    def blocks() -> Iterator[Waveform]:
+        count = 0
+        for block in take.blocks():
+            count += block.shape[1]
+            if count > most:
+                raise too_long
+            yield block
+
+    return replace(take, blocks=blocks)
+
+
+class Telling:
+    """A pipeline whose `stream` tells how many seconds of the recording are done."""
+
+    def __init__(self, pipeline: Aud2StudioPipeline, tell: Tell) -> None:
+        self._pipeline, self._tell, self.config = pipeline, tell, pipeline.config
+
+    def stream(self, takes: Sequence[Source], *options: Any) -> Iterator[Waveform]:
+        """As the pipeline's."""
+        rate, done = self.config.sample_rate, 0
+        total_s = math.ceil(takes[0].num_samples / rate)
+        self._tell("Restoring", (0, total_s))
+        for block in self._pipeline.stream(takes, *options):
+            done += block.shape[1]
+            self._tell("Restoring", (math.ceil(done / rate), total_s))
+            yield block
 
 
 def restore_recordings(
@@ -73,70 +131,91 @@ def restore_recordings(
     suffix: str,
     folder: Path,
     load_pipeline: Callable[[], Aud2StudioPipeline],
+    tell: Tell,
 ) -> Outcome:
     """Restores one recording, or several of one performance, into files in `folder`.
 
     Args:
         suffix: `.flac` or `.wav`.
+        tell: Is told what is being done.
 
     Raises:
-        ValueError: A recording cannot be used; the message is a sentence without the folders of this machine.
+        Refused: A recording cannot be used.
     """
     notices: list[str] = []
-    try:
-        check(paths)
-        with _open(paths, folder, notices.append) as (lags, reference, takes):
-            name = Path(paths[reference].name)
-            result = folder / f"{name.stem}.restored{suffix}"
-            subtype, tags = files.output_subtype(suffix, takes[0].subtype), takes[0].tags
-            say = partial(_say_of, name, notices.append)
-            with restore(takes, load_pipeline, settings, folder, say) as done:
-                out, rate = done.result, done.result.sample_rate
-                blocks = out.blocks(done.gain)
-                files.write_blocks(result, blocks, out.num_channels, out.num_samples, rate, subtype, tags)
-                before, after = _compared(done.original, out, done.gain, folder)
-                spectrograms = folder / "spectrograms.png"
-                original: tuple[Source, int] = done.original, done.original.sample_rate
-                plot_spectrograms(spectrograms, {"Before": original, "After": (Scaled(out, done.gain), rate)})
-    except ValueError as error:
-        message = str(error)
-        for path in paths:
-            message = message.replace(str(path), path.name)
-        raise ValueError(message) from error
-    return Outcome(result, before, after, spectrograms, lags, notices)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", AudioNotice)
+        try:
+            check(paths)
+            tell("Reading", None)
+            with _open(paths, folder, notices.append, tell) as (lags, number, takes):
+                name = paths[number].name
+                result = folder / f"{paths[number].stem}.restored{suffix}"
+                subtype = files.output_subtype(suffix, takes[0].subtype)
+                settings = replace(settings, is_float=subtype == "FLOAT")
+                chunks, lost = files.carried(takes[0].chunks, suffix, is_same_time=True)
+                if lost := lost + ["the cover"] * takes[0].has_cover:
+                    notices.append(f"{name} has what the result has not: {', '.join(lost)}")
 
+                def say(text: str) -> None:
+                    notices.append(f"{name} {text}")
 
-def _say_of(name: Path, say: Callable[[str], None], text: str) -> None:
-    say(f"{name} {text}")
+                def telling() -> Any:
+                    return Telling(load_pipeline(), tell)
+
+                with restore(takes, telling, settings, folder, say) as done:
+                    out = done.result
+                    form = out.num_channels, out.num_samples, out.sample_rate, subtype
+                    files.write_blocks(result, out.blocks(done.gain), *form, takes[0].tags, chunks)
+                    tell("Comparing", None)
+                    before, after, spectrograms = _compared(done, folder)
+                    is_silent = done.original.meter.rms_db < SILENCE_RMS_DB
+                    heard = {} if is_silent else _inspected(load_pipeline(), done.original)
+        except files.AudioError as error:
+            raise refusal(error, paths) from error
+    notices += [str(warning.message) for warning in warned]
+    notices = [notice(text, paths) for text in notices]
+    return Outcome(name, result, subtype, before, after, spectrograms, lags, heard, notices)
 
 
 @contextmanager
 def _open(
-    paths: Sequence[Path], folder: Path, say: Callable[[str], None]
+    paths: Sequence[Path], folder: Path, say: Callable[[str], None], tell: Tell
 ) -> Iterator[tuple[Path | None, int, list[Take]]]:
     """The alignment's picture, which recording is the reference, and the takes, the reference first."""
-    takes = [take_of_file(path, None, None, downmix=True) for path in paths]
+    takes = [open_take(path) for path in paths]
     if len(paths) == 1:
         yield None, 0, takes
         return
+    tell("Aligning", None)
     with gather(takes, [path.name for path in paths], MAX_RECORDINGS, None, False, say, folder) as found:
         lags = folder / "alignment.png"
         plot_lags(lags, found.alignment)
         yield lags, found.reference, found.takes
 
 
-def _compared(original: Spool, result: Spool, gain: float, folder: Path) -> tuple[Path, Path]:
-    """Both as FLAC at the loudness of the quieter one: what is louder would win every comparison."""
-    loudness = [original.meter.lufs, result.meter.lufs]
-    gains = [1.0, gain]
+def _compared(done: Restoration, folder: Path) -> tuple[Path, Path, Path]:
+    """Before and after as FLAC, at the loudness of the quieter one (what is louder would win), and their picture."""
+    original, result = done.original, done.result
+    gains = [1.0, done.gain]
+    loudness = [original.meter.lufs, result.meter.lufs + 20 * math.log10(done.gain)]
     if min(loudness) > SILENT_LUFS:
-        own = [loudness[0], loudness[1] + 20 * math.log10(gain)]
-        gains = [10 ** ((min(own) - own[0]) / 20), gain * 10 ** ((min(own) - own[1]) / 20)]
-    paths = []
-    for name, spool, factor in (("before", original, gains[0]), ("after", result, gains[1])):
-        path = folder / f"{name}.flac"
-        files.write_blocks(
-            path, spool.blocks(factor), spool.num_channels, spool.num_samples, spool.sample_rate, "PCM_16", {}
-        )
-        paths.append(path)
-    return paths[0], paths[1]
+        gains = [gain * 10 ** ((min(loudness) - own) / 20) for gain, own in zip(gains, loudness, strict=True)]
+    peak = max(gains[0] * original.meter.peak, gains[1] * result.meter.peak, 1.0)  # float may be above full scale
+    paths = [folder / "before.flac", folder / "after.flac"]
+    for path, spool, gain in zip(paths, (original, result), gains, strict=True):
+        form = spool.num_channels, spool.num_samples, spool.sample_rate, "PCM_16"
+        files.write_blocks(path, spool.blocks(gain / peak), *form, {})
+    panels: dict[str, tuple[Source, int]] = {
+        "Before": (original, original.sample_rate),
+        "After": (Scaled(result, done.gain), result.sample_rate),
+    }
+    plot_spectrograms(folder / "spectrograms.png", panels, width_inches=PICTURE_INCHES)
+    return paths[0], paths[1], folder / "spectrograms.png"
+
+
+def _inspected(pipeline: Aud2StudioPipeline, recording: Spool) -> dict[str, float]:
+    """As `aud2studio inspect` does."""
+    blocks = resampled(recording.blocks(), recording.sample_rate, pipeline.config.sample_rate)
+    return inspect(pipeline, np.concatenate([*blocks], axis=1))
