@@ -173,7 +173,7 @@ def run(
                 row |= {"voice": clip.has_voice, "rtf": round(seconds, 4), **score(estimate, clip)}
                 if with_perceptual:
                     row |= perceptual(estimate, clip)
-                    row["embedding"] = embed(estimate.mean(0, keepdims=True), SAMPLE_RATE, "musicnn").tolist()
+                    row["embedding"] = embed(estimate.mean(0, keepdims=True), SAMPLE_RATE).tolist()
                 if keep:
                     keep_audio(audible.parent, clip.name, estimate)
                     keep_audio(out / "kept" / "reference", clip.name, clip.early)
@@ -249,7 +249,7 @@ def report(results: pd.DataFrame) -> str:
 
 def perceptual_report(results: pd.DataFrame, clips: Sequence[Clip]) -> str:
     """Tabulates what :func:`perceptual` measured, and the Fréchet distance to the dry versions of the same clips."""
-    clean = gaussian([embed(clip.dry.mean(0, keepdims=True), SAMPLE_RATE, "musicnn") for clip in clips])
+    clean = gaussian([embed(clip.dry.mean(0, keepdims=True), SAMPLE_RATE) for clip in clips])
     rows = []
     for name, of_system in results.groupby("system", sort=False):
         embedded = gaussian([np.array(each, np.float32) for each in of_system.embedding])

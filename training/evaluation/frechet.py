@@ -41,14 +41,12 @@ class Gaussian:
     covariance: NDArray[np.float64]
 
 
-def embed(waveform: Waveform, sample_rate: int, name: str = "musicnn") -> Vectors:
+def embed(waveform: Waveform, sample_rate: int) -> Vectors:
     """Embeds a clip (channels, samples), loudness-normalised and mixed down -> (windows, 200).
 
     Raises:
-        ValueError: For another embedding than musicnn, or a clip that is silent or shorter than 3 s.
+        ValueError: For a clip that is silent or shorter than 3 s.
     """
-    if name != "musicnn":
-        raise ValueError(f"unknown embedding {name!r}: there is musicnn")
     loudness = loudness_lufs(waveform, sample_rate)
     if not np.isfinite(loudness):
         raise ValueError("a silent clip has no embedding")
