@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 
 from .chunks import Padded
-from .features import HISTORY, LOOK_AHEAD, BandImage, Features
+from .features import HISTORY, LOOK_AHEAD, POWER_FLOOR, BandImage, Features
 from .prediction import BLOCK_FRAMES, OVERLAP_FRAMES, predict_late
+
+HELD_OUT_FRAMES = 64  # 1.5 s: every other such stretch tests what was learned from those between
+HELPS = 0.98  # of what the reference's own past leaves, at most, for other recordings to take part
 
 
 class Stretch(NamedTuple):
@@ -45,11 +48,12 @@ def analyzed(
     Args:
         padded: The recordings at the normal level, the reference's channels first.
         image: What the networks see.
-        slots: The channels that every row sees; row `r` is channel `r`.
+        slots: The channels that every row sees; row `r` is channel `r`. Channels behind these only predict.
         num_frames: Of the recordings, in frames of the coarse transform.
         last: Where to end; what is behind `num_frames` is the recording backwards, from which no filter learns.
     """
     last = num_frames if last is None else last
+    seen = 1 + max(map(max, slots))
     starts = list(range(0, max(num_frames - OVERLAP_FRAMES, 1), BLOCK_FRAMES - OVERLAP_FRAMES))
     starts[-1] = max(min(starts[-1], num_frames - BLOCK_FRAMES), 0)
     faded = torch.sin(torch.linspace(0, torch.pi / 2, OVERLAP_FRAMES)).square()
@@ -57,14 +61,14 @@ def analyzed(
     for start, following in zip(starts, [*starts[1:], last], strict=True):
         end = last if following == last else start + BLOCK_FRAMES
         samples, stft, history = _block(padded, image, start, end)
-        late = _late(stft, len(slots), history, end - start, num_frames - start)
+        late = _late(stft[..., : history + end - start], image, len(slots), history, num_frames - start)
         if tail is not None:
             ramp = faded.to(late.device)
             late[..., :OVERLAP_FRAMES] = tail * (1 - ramp) + late[..., :OVERLAP_FRAMES] * ramp
         count = following - start
         tail = late[..., count : count + OVERLAP_FRAMES].clone()
         everywhere = torch.nn.functional.pad(late, (history, LOOK_AHEAD))
-        features = image.features(stft, everywhere, _log_mel(image, samples), slots).cut(history, count)
+        features = image.features(stft[:seen], everywhere, _log_mel(image, samples[:seen]), slots).cut(history, count)
         yield Stretch(start, stft[: len(slots), :, history : history + count], late[..., :count], features)
 
 
@@ -82,13 +86,34 @@ def _log_mel(image: BandImage, samples: torch.Tensor) -> torch.Tensor:
     return image.fine.log_mel(image.fine.stft_of_padded(samples[:, edge : samples.shape[-1] - edge]))
 
 
-def _late(stft: torch.Tensor, num_targets: int, history: int, frames: int, recorded: int) -> torch.Tensor:
-    """Late sound (rows, bins, frames) of a block, of whose frames only the first `recorded` were recorded."""
-    stft = stft[..., : history + frames]
+def _late(stft: torch.Tensor, image: BandImage, num_targets: int, history: int, recorded: int) -> torch.Tensor:
+    """Late sound (rows, bins, frames) of a block, of whose frames only the first `recorded` were recorded.
+
+    Other recordings take part in the bands in which they help: in which, learned from one half of the block, they
+    predict more of the other half than the reference's own past does. A silent or foreign one changes nothing.
+    """
     targets = stft[:num_targets, :, history:]
     power = (targets.real.square() + targets.imag.square()).mean(0)
-    power[:, recorded:] = torch.inf
-    return predict_late(stft, num_targets, power=power, history=history)
+    known = power.clone()
+    known[:, recorded:] = torch.inf
+    own = predict_late(stft[:num_targets], num_targets, power=known, history=history)
+    if len(stft) == num_targets:
+        return own
+    tested = torch.arange(power.shape[-1], device=stft.device) // HELD_OUT_FRAMES % 2 == 1
+    learned = known.clone()
+    learned[:, tested] = torch.inf
+    tested[recorded:] = False
+    weight = 1 / image.coarse.spread(image.coarse.average(power[None]))[:, :, tested].clamp_min(POWER_FLOOR)
+    left = []
+    for channels in (stft[:num_targets], stft):
+        late = predict_late(channels, num_targets, power=learned, history=history)
+        rest = (targets - late)[:, :, tested]
+        left.append(((rest.real.square() + rest.imag.square()) * weight).sum((0, 2)))
+    by_band = image.coarse.average(torch.stack(left)[..., None])  # (2, bands, 1)
+    helps = image.coarse.spread((by_band[1] < HELPS * by_band[0]).to(power)[None]) > 0.5
+    if not helps.any():
+        return own
+    return torch.where(helps, predict_late(stft, num_targets, power=known, history=history), own)
 
 
 def chunks_of(stretches: Iterable[Stretch], starts: Iterable[int], frames: int) -> Iterator[Stretch]:

@@ -327,7 +327,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
         own_rate = self.config.sample_rate
         # Takes of different devices have different levels; every one comes to the level that the UNet knows.
         sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
-        restored = np.concatenate([*self._blocks(sources, reconstruction, batch_size, sampling)], axis=-1)
+        blocks = self._blocks(sources, len(sources), reconstruction, batch_size, sampling)
+        restored = np.concatenate([*blocks], axis=-1)
         waveform = resample(restored, own_rate, sampling_rate, length)
         waveform = match_loudness(waveform, reference, sampling_rate, level_gain(rms(reference)))
         if dryness < 1:
@@ -342,6 +343,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         reconstruction: str = "faithful",
         generator: torch.Generator | None = None,
         batch_size: int = 4,
+        seen: int | None = None,
     ) -> Iterator[np.ndarray]:
         """Restores takes of any length in memory that does not grow with it.
 
@@ -349,13 +351,15 @@ class Aud2StudioPipeline(DiffusionPipeline):
             takes: At the pipeline's own sampling rate and at the level that [`~takes.level_gain`] brings them to, the
                 reference first.
             num_inference_steps, reconstruction, generator, batch_size: See [`__call__`].
+            seen: How many of the takes, from the first on, the network sees; the others need not be aligned to the
+                sample, for only their past predicts late sound. By default all.
 
         Yields:
             The reference's restoration (channels, samples) piece by piece, at the pipeline's sampling rate and not yet
             at any loudness.
 
         Raises:
-            ValueError: If an argument has a wrong type or is out of range, or there are more takes than the model
+            ValueError: If an argument has a wrong type or is out of range, or more takes are to be seen than the model
                 stacks.
         """
         if num_inference_steps is None:
@@ -369,19 +373,20 @@ class Aud2StudioPipeline(DiffusionPipeline):
             output_type="np",
             generator=generator,
         )
-        if not 1 <= len(takes) <= self.max_recordings:
-            raise ValueError(f"`takes` can be a list of 1 to {self.max_recordings} takes, got {len(takes)}.")
+        seen = len(takes) if seen is None else seen
+        if not 1 <= seen <= min(len(takes), self.max_recordings):
+            raise ValueError(f"1 to {self.max_recordings} of `takes` can be seen, got {seen} of {len(takes)}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
         sampling = _Sampling(num_inference_steps, 1.0, seed, None, None, ())
-        yield from self._blocks(takes, reconstruction, batch_size, sampling)
+        yield from self._blocks(takes, seen, reconstruction, batch_size, sampling)
         self.maybe_free_model_hooks()
 
     def _blocks(
-        self, takes: Sequence[Source], reconstruction: str, batch_size: int, sampling: _Sampling
+        self, takes: Sequence[Source], seen: int, reconstruction: str, batch_size: int, sampling: _Sampling
     ) -> Iterator[np.ndarray]:
         """Yields the restoration (channels of the first take, samples) piece by piece."""
         num_samples, coarse = takes[0].num_samples, self.image.coarse
-        slots = assign_slots([take.num_channels for take in takes], self.max_recordings)
+        slots = assign_slots([take.num_channels for take in takes[:seen]], self.max_recordings)
         num_frames = coarse.num_frames(num_samples)
         padded = Padded(takes, num_frames, coarse.hop_length, coarse.pad, self._execution_device)
         read_outs = {

@@ -38,6 +38,8 @@ class Take:
 
     Attributes:
         blocks: opens it and gives its samples, blocks (channels, samples) of float32.
+        only_predicts: whether it is on the others' clock to some 30 ms only: enough for its past to predict late
+            sound, which an echo more or less does not harm, and not enough to be compared with the reference.
     """
 
     sample_rate: int  # Hz
@@ -48,6 +50,7 @@ class Take:
     blocks: Callable[[], Iterator[Waveform]]
     chunks: tuple[bytes, ...] = ()  # of WAV, see `AudioStream`
     has_cover: bool = False
+    only_predicts: bool = False
 
 
 def take_of_file(
@@ -197,7 +200,7 @@ def restore(
     """Restores the first take with the help of the others; a context, after which the temporary files are gone.
 
     Args:
-        takes: Of one performance, on one clock, the reference first.
+        takes: Of one performance, on one clock, the reference first, those that only predict last.
         load_pipeline: Called when the recordings have turned out to be readable and not silent.
         folder: Whose disk holds the temporary files.
         say: Is told where there is nothing to restore.
@@ -227,7 +230,8 @@ def restore(
 
             pipeline = load_pipeline()
             started = time.perf_counter()
-            restored = spooled(_restored(pipeline, decoded, settings, folder, rate), rate)
+            seen = sum(not take.only_predicts for take in takes)
+            restored = spooled(_restored(pipeline, decoded, seen, settings, folder, rate), rate)
             raised = level_gain(decoded[0].rms)
             gain = audio.loudness_gain(restored.meter.level_lufs, original.meter.level_lufs, raised)
             result = restored
@@ -245,11 +249,12 @@ def restore(
 def _restored(
     pipeline: Aud2StudioPipeline,
     decoded: Sequence[Decoded],
+    seen: int,
     settings: Settings,
     folder: Path,
     rate: int,
 ) -> Iterator[Waveform]:
-    """Runs the pipeline on the takes; yields blocks at the reference's rate and length."""
+    """Runs the pipeline on the takes, of which the network sees the first `seen`; yields blocks of the reference."""
     import torch
 
     from .chunks import Scaled
@@ -267,7 +272,7 @@ def _restored(
                 spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
             sources.append(Scaled(spool, level_gain(part.rms)))
         generator = torch.Generator().manual_seed(settings.seed)
-        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator)
+        blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator, seen=seen)
         yield from audio.resampled(blocks, own_rate, rate, decoded[0].spool.num_samples)
 
 

@@ -97,6 +97,11 @@ class Alignment:
     reason: str = ""
 
     @property
+    def is_rough(self) -> bool:
+        """Whether it is of the same performance, but which of the echoes is its direct sound cannot be told."""
+        return not self.accepted and self.confidence >= MIN_CONFIDENCE
+
+    @property
     def jumps(self) -> list[tuple[float, float]]:
         """Where the recorder was paused or lost samples: time on its clock and what the lag grows by, in seconds."""
         meetings = zip(self.segments, self.segments[1:], strict=False)
@@ -193,6 +198,7 @@ def align(
     reference: int | None = None,
     force: bool = False,
     progress: bool = False,
+    rough: bool = False,
 ) -> AlignmentResult:
     """Puts recordings of one performance on one clock.
 
@@ -202,6 +208,7 @@ def align(
         reference: index of the recording that sets the clock; the one of the best estimated quality if None.
         force: use recordings of low confidence as well.
         progress: show a bar.
+        rough: whether a reference with none but rough alignments (:attr:`Alignment.is_rough`) is enough, too.
 
     Raises:
         ValueError: fewer than two recordings can be used; the message names each with the reason.
@@ -229,6 +236,8 @@ def align(
         if sum(each.accepted for each in attempts[candidate]) >= 2:
             chosen = candidate
             break
+    if chosen < 0 and rough:
+        chosen = next((candidate for candidate, found in attempts.items() if any(each.is_rough for each in found)), -1)
     if chosen < 0:
         faults = [f"{take.name} {survey.fault}" for take, survey in zip(takes, surveys, strict=True) if survey.fault]
         others = next(iter(attempts.values()), ()) if len(usable) > 1 else ()

@@ -14,6 +14,10 @@ from ..restore_file import Take
 from . import AlignmentResult, align
 from .clock import Recording
 
+MAX_CHANNELS = (
+    12  # that predict: with more a block has too few frames for their filters, and memory grows by the square
+)
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -22,7 +26,7 @@ class Gathered:
     Attributes:
         reference: index of the recording that the others are aligned to.
         takes: at the reference's rate, all as long as it: the reference first, then the others by falling quality,
-            whatever the order in which they were given.
+            whatever the order in which they were given. Those that only predict are last.
         alignment: what was measured, of the recordings that were left out too.
     """
 
@@ -46,7 +50,8 @@ def gather(
     Args:
         takes: two or more, each at its own rate and with its own start, length and clock.
         names: what messages call them.
-        max_takes: takes that the model stacks; of more, those of the best estimated quality are used.
+        max_takes: takes that the model sees; of more, those of the best estimated quality. The others, and those
+            whose direct sound cannot be told, predict late sound, as far as `MAX_CHANNELS` allow.
         reference: index of the recording that sets clock, span, level and image; the best one if None.
         force: also use recordings that seem to be of another performance.
         say: is told which recordings are left out and why, a sentence each.
@@ -65,25 +70,48 @@ def gather(
             recordings.append(Recording(spool.extend(take.blocks()), take.sample_rate, name))
         try:
             # The rate is the reference's, as with files.
-            result = align(recordings, None, reference, force, progress=True)
+            result = align(recordings, None, reference, force, progress=True, rough=True)
         except ValueError as error:
             hint = ""
             if "fewer than two" in str(error):
                 hint = "; they seem to be several recordings: restore each, or parts of one as one piece with --join"
             raise AudioError(f"{error}{hint}") from None
-        used = result.accepted[:max_takes]
+        seen = result.accepted[:max_takes]
+        predicting = _predicting(result, seen, sum(takes[index].num_channels for index in seen))
         for index, alignment in enumerate(result.alignments):
-            if not alignment.accepted:
-                say(f"{names[index]} is left out: it {alignment.reason}")
-            elif index not in used:
-                say(f"{names[index]} is left out: {max_takes} recordings of better quality are there")
+            if index in seen:
+                continue
+            reason = "recordings of better quality are there" if alignment.accepted else f"it {alignment.reason}"
+            role = "helps with the room only" if index in predicting else "is left out"
+            say(f"{names[index]} {role}: {reason}")
         say(f"{names[result.reference]} is the reference")
         rate, length = round(result.sample_rate), result.num_samples
         aligned = [
-            replace(takes[index], sample_rate=rate, frames=length, blocks=partial(result.blocks, index))
-            for index in used
+            replace(
+                takes[index],
+                sample_rate=rate,
+                frames=length,
+                blocks=partial(result.blocks, index),
+                only_predicts=index in predicting,
+            )
+            for index in [*seen, *predicting]
         ]
         yield Gathered(result.reference, aligned, result)
+
+
+def _predicting(result: AlignmentResult, seen: Sequence[int], channels: int) -> list[int]:
+    """Picks the recordings that only predict, the best first, as long as there are channels left."""
+    others = [
+        index
+        for index, each in enumerate(result.alignments)
+        if index not in seen and (each.accepted or each.is_rough) and each.segments
+    ]
+    picked = []
+    for index in sorted(others, key=lambda index: -result.alignments[index].quality_db):
+        channels += result.recordings[index].num_channels
+        if channels <= MAX_CHANNELS:
+            picked.append(index)
+    return picked
 
 
 def decoded_bytes(takes: Sequence[Take]) -> int:

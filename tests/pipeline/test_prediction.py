@@ -132,3 +132,27 @@ def test_the_frames_of_both_resolutions_agree() -> None:
     fine = image.fine.stft(click).abs().square().sum(1)[0]
     assert int(coarse.argmax()) == 7
     assert int(fine.argmax()) // 4 == 7
+
+
+def test_other_recordings_take_part_where_they_help_and_nowhere_else(toy_pipeline) -> None:
+    """A second microphone of the room that is only roughly aligned helps; silence and another piece change nothing."""
+    sound, early = in_a_room(24.0)
+    late_by_20_ms = np.pad(sound[1:], ((0, 0), (882, 0)))[:, : sound.shape[1]]
+
+    def restored(*others: np.ndarray) -> np.ndarray:
+        takes = [ArraySource(take) for take in (sound[:1], *others)]
+        return np.concatenate([*toy_pipeline.stream(takes, reconstruction="prediction", seen=1)], axis=-1)
+
+    alone = restored()
+    gained = {
+        name: si_sdr(restored(other), early[:1]) - si_sdr(alone, early[:1])
+        for name, other in {"aligned": sound[1:], "rough": late_by_20_ms, "foreign": in_a_room(24.0, 5)[0][:1]}.items()
+    }
+    assert gained["aligned"] > 2.5 and gained["rough"] > 1.5 and abs(gained["foreign"]) < 0.05, gained
+    np.testing.assert_array_equal(restored(np.zeros_like(sound[:1])), alone)
+
+
+def test_what_is_seen_has_to_be_there(toy_pipeline) -> None:
+    take = ArraySource(in_a_room(1.0)[0])
+    with pytest.raises(ValueError, match="can be seen, got 2 of 1"):
+        next(toy_pipeline.stream([take], seen=2))

@@ -55,11 +55,12 @@ def test_the_best_four_are_aligned_and_what_is_left_out_is_said(concert: list[Ta
 
     assert reference == 2 and takes[0].tags == {"title": "take 3"}
     np.testing.assert_array_equal(waveforms[0], samples(concert[2]))
-    # By falling quality, which is their falling signal-to-noise ratio; the fifth is one too many.
-    assert [each.tags["title"] for each in takes] == ["take 3", "take 4", "take 5", "take 2"]
+    # By falling quality, which is their falling signal-to-noise ratio; the fifth is one too many to be seen.
+    assert [each.tags["title"] for each in takes] == ["take 3", "take 4", "take 5", "take 2", "take 1"]
+    assert [each.only_predicts for each in takes] == [False] * 4 + [True]
     assert {each.shape for each in waveforms} == {(1, 12 * RATE)}
     assert {(each.sample_rate, each.frames) for each in takes} == {(RATE, 12 * RATE)}
-    assert said[0] == "a is left out: 4 recordings of better quality are there"
+    assert said[0] == "a helps with the room only: recordings of better quality are there"
     assert said[1].startswith("other is left out: it does not seem to be of the same performance as c (confidence 0.0")
     assert said[2] == "c is the reference"
     # Aligned to a fraction of a sample: what is common to two takes is nearly all of what they are.
@@ -79,6 +80,20 @@ def test_the_order_of_the_inputs_does_not_matter(concert: list[Take], tmp_path: 
         assert order[found.reference] == 2
         for one, other in zip(expected.takes, found.takes, strict=True):
             np.testing.assert_array_equal(samples(one), samples(other))
+
+
+def test_a_recording_whose_direct_sound_cannot_be_told_helps_with_the_room(
+    concert: list[Take], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_aud2studio.alignment.MIN_DIRECT_HEIGHT", 1e6)
+    said: list[str] = []
+    with gather([*concert[2:4], concert[5]], ["c", "d", "other"], 4, None, False, said.append, tmp_path) as found:
+        assert [each.only_predicts for each in found.takes] == [False, True]
+        first, second = (samples(each)[0, 2 * RATE : 10 * RATE] for each in found.takes)
+    lags = np.fft.irfft(np.fft.rfft(first, 2**18) * np.fft.rfft(second, 2**18).conj())
+    assert abs(np.argmax(lags)) <= 0.03 * RATE
+    assert said[0].startswith("d helps with the room only: it is too short, noisy or reverberant")
+    assert said[1].startswith("other is left out")
 
 
 def test_too_few_are_an_error(concert: list[Take], tmp_path: Path) -> None:
