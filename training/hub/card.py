@@ -31,6 +31,7 @@ from training.jsonl import write_json
 TEMPLATES = Path(__file__).parents[2] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
 RECORD = "training.json"
+ADDED = ("steps", "hours", "scenes", "hours_heard")  # of a run that goes on from the weights of another
 
 
 def components(folder: Path) -> list[dict[str, Any]]:
@@ -141,13 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=shipped_weights(), metavar="DIR")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the training run")
+    parser.add_argument("--continued", action="store_true", help="it began with the weights whose record is there")
     parser.add_argument("--material", type=Path, default=Path("data/material"), metavar="DIR")
     parser.add_argument("--report", type=Path, metavar="MD", help="of training.evaluation.benchmark, on the test set")
     options = parser.parse_args(arguments)
     try:
-        if options.run:
-            write_json(options.weights / RECORD, run_record(options.run, options.material))
         path = options.weights / RECORD
+        if options.run:
+            record = run_record(options.run, options.material)
+            if options.continued:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                record |= {name: round(record[name] + before[name], 2) for name in ADDED}
+            write_json(path, record)
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         report = options.report.read_text(encoding="utf-8") if options.report else None
         card = render_card(options.weights, record, report)
