@@ -97,8 +97,11 @@ def _late(stft: torch.Tensor, image: BandImage, num_targets: int, history: int, 
     known = power.clone()
     known[:, recorded:] = torch.inf
     own = predict_late(stft[:num_targets], num_targets, power=known, history=history)
-    if len(stft) == num_targets:
+    is_heard = stft.real.abs().amax((1, 2)) > 0
+    is_heard[:num_targets] = True
+    if int(is_heard.sum()) == num_targets:
         return own
+    stft = stft[is_heard]
     tested = torch.arange(power.shape[-1], device=stft.device) // HELD_OUT_FRAMES % 2 == 1
     learned = known.clone()
     learned[:, tested] = torch.inf

@@ -375,7 +375,7 @@ class Aud2StudioPipeline(DiffusionPipeline):
         )
         seen = len(takes) if seen is None else seen
         if not 1 <= seen <= min(len(takes), self.max_recordings):
-            raise ValueError(f"1 to {self.max_recordings} of `takes` can be seen, got {seen} of {len(takes)}.")
+            raise ValueError(f"1 to {self.max_recordings} takes of `takes` can be seen, got {seen} of {len(takes)}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
         sampling = _Sampling(num_inference_steps, 1.0, seed, None, None, ())
         yield from self._blocks(takes, seen, reconstruction, batch_size, sampling)
