@@ -114,12 +114,12 @@ class Telling:
     def __init__(self, pipeline: Aud2StudioPipeline, tell: Tell) -> None:
         self._pipeline, self._tell, self.config = pipeline, tell, pipeline.config
 
-    def stream(self, takes: Sequence[Source], *options: Any) -> Iterator[Waveform]:
+    def stream(self, takes: Sequence[Source], *options: Any, **named: Any) -> Iterator[Waveform]:
         """As the pipeline's."""
         rate, done = self.config.sample_rate, 0
         total_s = math.ceil(takes[0].num_samples / rate)
         self._tell("Restoring", (0, total_s))
-        for block in self._pipeline.stream(takes, *options):
+        for block in self._pipeline.stream(takes, *options, **named):
             done += block.shape[1]
             self._tell("Restoring", (math.ceil(done / rate), total_s))
             yield block
