@@ -25,6 +25,7 @@ WORDS = {  # upper bounds, and what a taper would call it
     "bandwidth_hz": ((10000.0, "dull"), (15000.0, "a phone or a lossy file"), (math.inf, "full range")),
     "voice": ((0.35, "instruments"), (0.65, "perhaps a voice"), (math.inf, "a voice")),
 }
+CAUTION = "These are guesses of a small network: docs/results.md has their errors."
 UNITS = {"rt60_s": "s", "drr_db": "dB", "snr_db": "dB", "bandwidth_hz": "Hz", "voice": ""}
 
 
@@ -101,4 +102,4 @@ def run(args: argparse.Namespace) -> None:
     if not waveform.any():
         raise ValueError(f"{args.file} is silent: there is nothing to inspect")
     facts = inspect(pipeline, waveform)
-    print(json.dumps(facts) if args.json else "\n".join(describe(facts)))
+    print(json.dumps(facts) if args.json else "\n".join([*describe(facts), CAUTION]))

@@ -150,7 +150,7 @@ def result(outcome: Outcome) -> str:
         rows = "".join(
             f'<tr><th scope="row">{a}</th><td>{b}</td><td>{c}</td></tr>' for a, b, c in facts(outcome.facts)
         )
-        parts.append(f'<section class="facts"><h3>Estimated from the recording</h3><table>{rows}</table></section>')
+        parts.append(f'<section class="facts"><h3>Guessed from the recording</h3><table>{rows}</table></section>')
     parts.append(_figure("spectrograms", outcome.spectrograms, "Spectrograms before and after"))
     if outcome.lags is not None:
         parts.append(_figure("lags", outcome.lags, "How the recordings lie against each other"))
