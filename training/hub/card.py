@@ -149,11 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path = options.weights / RECORD
         if options.run:
-            record = run_record(options.run, options.material)
+            added = run_record(options.run, options.material)
             if options.continued:
                 before = json.loads(path.read_text(encoding="utf-8"))
-                record |= {name: round(record[name] + before[name], 2) for name in ADDED}
-            write_json(path, record)
+                added |= {name: round(added[name] + before[name], 2) for name in ADDED}
+            write_json(path, added)
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         report = options.report.read_text(encoding="utf-8") if options.report else None
         card = render_card(options.weights, record, report)
