@@ -127,7 +127,7 @@ def mean(takes: Sequence[Waveform]) -> Waveform:
 
 
 def coherence_weighted(takes: Sequence[Waveform]) -> Waveform:
-    """Averages takes, each weighted per bin by its coherence with the first (Loupas-like, over 0.2 s)."""
+    """Averages takes, each weighted per bin by its magnitude-squared coherence with the first, over 0.2 s."""
 
     def coherence(own: np.ndarray, other: np.ndarray) -> np.ndarray:
         kernel = np.ones(COHERENCE_FRAMES) / COHERENCE_FRAMES
