@@ -96,8 +96,10 @@ def excerpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def upload(page: Any, *paths: Path) -> None:
     page.set_input_files("#uploaded input[type=file]", [str(path) for path in paths])
-    for path in paths:
-        page.locator("#uploaded").get_by_text(re.compile(re.escape(path.stem[:6]))).first.wait_for(state="visible")
+    for path in paths:  # named in the list, not in the progress of what is still on its way
+        page.locator("#uploaded .file-preview").get_by_text(re.compile(re.escape(path.stem[:6]))).first.wait_for(
+            state="visible"
+        )
 
 
 def restored(page: Any) -> None:
