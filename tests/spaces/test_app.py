@@ -111,6 +111,7 @@ def told(page: Any) -> str:
     """The error that the page shows, half a minute after it came up: no toast lasts as long, and none is there."""
     visible(page, "#outcome .error[role=alert]")
     assert page.locator(".toast-body").count() == 0
+    page.wait_for_timeout(2000)  # until the answer's stream is closed: half a minute later it would count as broken
     page.clock.run_for(30_000)
     text: str = page.locator("#outcome .error").inner_text()
     return text
