@@ -9,7 +9,7 @@ import torch
 
 from .chunks import Padded
 from .features import HISTORY, LOOK_AHEAD, POWER_FLOOR, BandImage, Features
-from .prediction import BLOCK_FRAMES, OVERLAP_FRAMES, predict_late
+from .prediction import BLOCK_FRAMES, OVERLAP_FRAMES, power_of, predict_late
 
 HELD_OUT_FRAMES = 64  # 1.5 s: every other such stretch tests what was learned from those between
 HELPS = 0.98  # of what the reference's own past leaves, at most, for other recordings to take part
@@ -93,7 +93,7 @@ def _late(stft: torch.Tensor, image: BandImage, num_targets: int, history: int, 
     predict more of the other half than the reference's own past does. A silent or foreign one changes nothing.
     """
     targets = stft[:num_targets, :, history:]
-    power = (targets.real.square() + targets.imag.square()).mean(0)
+    power = power_of(targets)
     known = power.clone()
     known[:, recorded:] = torch.inf
     own = predict_late(stft[:num_targets], num_targets, power=known, history=history)

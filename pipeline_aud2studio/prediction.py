@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 DELAY = 3  # frames between a sound and the first that it may predict: its direct sound and early reflections stay
+SMOOTHED_FRAMES = 3  # of the weights: what is learned from one quiet frame alone is mostly its noise
 RIDGE = 1e-10  # of the mean diagonal; above 1e-8 it would forbid the long filters that prediction needs
 POWER_FLOOR = 1e-10  # of the strongest frame's power, nara_wpe's
 BLOCK_FRAMES, OVERLAP_FRAMES = 1024, 128  # with hops of 1024 samples at 44.1 kHz: blocks of 23.8 s, 3 s of cross-fade
@@ -23,6 +24,12 @@ BINS_TOGETHER = 16  # whose expanded past stays in a cache
 def taps_for(num_channels: int) -> int:
     """Frames that predict: 24 for one channel, fewer for many, so that a block has ten times as many as unknowns."""
     return {1: 24, 2: 20, 3: 14, 4: 12}.get(num_channels, max(2, 48 // num_channels))
+
+
+def power_of(targets: torch.Tensor) -> torch.Tensor:
+    """Mean power (bins, frames) of the targets (targets, bins, frames) over neighbouring frames."""
+    power = (targets.real.square() + targets.imag.square()).mean(0, keepdim=True)
+    return F.avg_pool1d(power, SMOOTHED_FRAMES, 1, SMOOTHED_FRAMES // 2, count_include_pad=False)[0]
 
 
 def predict_late(
@@ -41,7 +48,7 @@ def predict_late(
         taps: Frames of the past that every channel predicts with; by default :func:`taps_for` the channels.
         delay: Frames between the newest of these and what they predict.
         power: Estimated power (bins, frames) of the early sound, the inverse weight of the squared error; by default
-            the mean power of the targets themselves. No filter learns from where it is infinite.
+            :func:`power_of` the targets themselves. No filter learns from where it is infinite.
         history: The first frames, which only predict: they belong to the block before.
 
     Returns:
@@ -58,8 +65,7 @@ def predict_late(
             f"{history} of {frames} frames do not fit each other."
         )
     if power is None:
-        targets = stft[:num_targets, :, history:]
-        power = (targets.real.square() + targets.imag.square()).mean(0)
+        power = power_of(stft[:num_targets, :, history:])
     strongest = torch.where(power.isinf(), 0, power).amax()
     floor = (POWER_FLOOR * strongest).clamp_min(torch.finfo(power.dtype).tiny)
     # Nothing is learned from these, but they are predicted, by a division through the root of their weight.

@@ -113,13 +113,15 @@ class RestorationObjective(nn.Module):
         stft, late = batch["stft"][chosen], batch["late"][chosen]
         faithful_stft = self.image.apply(stft, late, answer.gate[chosen], answer.gain[chosen])
         # The frames before and after a chunk are missing in its first and last samples.
-        faithful = coarse.istft(faithful_stft, target.shape[-1])[:, coarse.pad : -coarse.pad]
-        target = target[:, coarse.pad : -coarse.pad]
+        inside = slice(coarse.pad, target.shape[-1] - coarse.pad)
+        faithful, recording = (coarse.istft(each, target.shape[-1])[:, inside] for each in (faithful_stft, stft))
+        target = target[:, inside]
         energy = coarse.average(faithful_stft.real.square() + faithful_stft.imag.square())
         return {
             "compressed_stft": compressed_stft_loss(faithful, target),
             "band_energy": band_energy_loss(energy, batch["target_power"][chosen]),
-            "si_sdr": si_sdr_loss(faithful, target),
+            # Less that of the recording, which has no gradient: zero says that nothing was gained.
+            "si_sdr": si_sdr_loss(faithful, target) - si_sdr_loss(recording, target),
         }
 
 

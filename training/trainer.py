@@ -100,19 +100,22 @@ class Trainer(Run):
                 logger.warning("export.vocoder is not set: exported pipelines load with `vocoder=None` only.")
 
     def init_from(self, folder: Path) -> None:
-        """Takes the weights of a pipeline folder; optimizer and schedule begin afresh.
+        """Takes the weights of a folder with `unet`, `condition_encoder` or both; the rest begins afresh.
 
         Raises:
             ValueError: If the folder holds no such weights or those of another architecture.
         """
-        if not (folder / "unet").is_dir():
-            raise ValueError(f"--init_from {folder}: there is no pipeline in this folder")
         objective = self.accelerator.unwrap_model(self.objective)
+        found = [name for name in ("unet", "condition_encoder") if (folder / name).is_dir()]
+        if not found:
+            raise ValueError(f"--init_from {folder}: there is no `unet` and no `condition_encoder` in this folder")
         try:
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-            objective.unet.load_state_dict(unet.state_dict())
-            encoder = ASTForAudioClassification.from_pretrained(folder / "condition_encoder", dtype=torch.float32)
-            objective.condition_encoder.load_state_dict(encoder.state_dict())
+            if "unet" in found:
+                unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+                objective.unet.load_state_dict(unet.state_dict())
+            if "condition_encoder" in found:
+                encoder = ASTForAudioClassification.from_pretrained(folder / "condition_encoder", dtype=torch.float32)
+                objective.condition_encoder.load_state_dict(encoder.state_dict())
             if self.ema is not None:
                 self.ema.module.load_state_dict(objective.state_dict())
         except (OSError, RuntimeError, ValueError) as error:

@@ -9,7 +9,7 @@ from nara_wpe.wpe import wpe
 from pipeline_aud2studio.analysis import analyzed, chunks_of
 from pipeline_aud2studio.chunks import ArraySource, Padded
 from pipeline_aud2studio.features import BandImage
-from pipeline_aud2studio.prediction import BLOCK_FRAMES, OVERLAP_FRAMES, predict_late
+from pipeline_aud2studio.prediction import BLOCK_FRAMES, OVERLAP_FRAMES, power_of, predict_late
 from pipeline_aud2studio.spectral import BandTransform
 
 RATE = 44100
@@ -26,7 +26,9 @@ def spectra(channels: int, bins: int, frames: int, seed: int = 0) -> torch.Tenso
 def test_it_is_nara_wpe(channels: int, taps: int, delay: int) -> None:
     stft = spectra(channels, 40, 300)
     late = predict_late(stft, channels, taps, delay)
-    wanted = wpe(stft.numpy().transpose(1, 0, 2), taps, delay, iterations=1, statistics_mode="full").transpose(1, 0, 2)
+    wanted = wpe(
+        stft.numpy().transpose(1, 0, 2), taps, delay, iterations=1, psd_context=1, statistics_mode="full"
+    ).transpose(1, 0, 2)
     np.testing.assert_allclose((stft - late).numpy(), wanted, atol=1e-6 * np.abs(wanted).max())
     single = predict_late(stft.to(torch.complex64), channels, taps, delay)
     np.testing.assert_allclose(single.numpy(), late.numpy(), atol=1e-3 * float(late.abs().max()))
@@ -42,8 +44,8 @@ def test_only_the_targets_weigh_and_are_predicted() -> None:
 
 def test_frames_of_infinite_power_teach_nothing_and_are_predicted() -> None:
     stft = spectra(1, 10, 200)
-    power = stft.abs().square()[0]
-    power[:, 150:] = torch.inf
+    power = torch.full((10, 200), torch.inf, dtype=torch.float64)
+    power[:, :150] = power_of(stft[..., :150])
     late = predict_late(stft, 1, taps=4, power=power)
     short = predict_late(stft[..., :150], 1, taps=4)
     torch.testing.assert_close(late[..., :150], short, rtol=1e-4, atol=1e-4)

@@ -92,7 +92,7 @@ class SceneRenderer:
         if condition in WITH_PLACE:
             place = draw_place(rng, self.material, 2 * count)
             recipe["place"] = place.recipe
-        snr_db = float(rng.uniform(-3, 25)) if condition in WITH_AUDIENCE else math.nan
+        snr_db = float(rng.uniform(-3, 20)) if condition in WITH_AUDIENCE else math.nan
         takes = [
             self._take(rng, source, place, take, channels if take == 0 else int(rng.integers(1, 3)), condition, snr_db)
             for take in range(count)
