@@ -56,10 +56,11 @@ def validate(
     """Restores the clips at the pipeline's default steps and averages the metrics against the early sound.
 
     Returns:
-        `NAME` and `NAME_change` (against the recording as it is) of every metric, and every `NAME_change/CONDITION`;
-        nothing if the run was asked to stop meanwhile.
+        `NAME` and `NAME_change` (against the recording as it is) of every metric, and the change of every group,
+        `NAME_change/CONDITION`, `NAME_change/voice` and `NAME_change/no voice`; nothing if the run was asked to stop
+        meanwhile.
     """
-    rows: list[tuple[str, dict[str, float]]] = []
+    rows: list[tuple[set[str], dict[str, float]]] = []
     restored = []
     for number, clip in enumerate(clips):
         if stop_requested():
@@ -72,11 +73,11 @@ def validate(
         for name, metric in chosen.items():
             row[name] = float(metric(estimate, early).mean())
             row[f"{name}_change"] = row[name] - float(metric(recording, early).mean())
-        rows.append((clip.condition, row))
+        rows.append(({clip.condition, "voice" if clip.has_voice else "no voice"}, row))
     scores = _means(row for _, row in rows)
-    for condition in sorted({condition for condition, _ in rows}):
-        of_condition = _means(row for name, row in rows if name == condition)
-        scores |= {f"{name}_change/{condition}": of_condition[f"{name}_change"] for name in chosen}
+    for group in sorted(set[str]().union(*(groups for groups, _ in rows))):
+        of_group = _means(row for groups, row in rows if group in groups)
+        scores |= {f"{name}_change/{group}": of_group[f"{name}_change"] for name in chosen}
     return Report(scores, restored)
 
 

@@ -72,7 +72,7 @@ def config(material, tmp_path_factory) -> Path:
         early = 0.1 * noise.standard_normal((20_000, 1))
         for part, sound in {"recording": early + 0.03 * noise.standard_normal(early.shape), "early": early}.items():
             soundfile.write(clips / f"{number}-{part}.flac", sound, 44_100)
-        rows.append({"name": str(number), "condition": "audience", "voice": False})
+        rows.append({"name": str(number), "condition": "audience", "voice": number == 1})
     write_rows(clips / "clips.jsonl", rows)
     data = {"material": str(material), "validation_clips": str(clips)}
     path = folder / "toy.yaml"
@@ -130,7 +130,10 @@ def test_a_run_writes_checkpoints_history_pictures_sound_and_a_pipeline(referenc
     rows = [json.loads(line) for line in (reference / "history.jsonl").read_text().splitlines()]
     validations = [row for row in rows if "validation/si_sdr" in row]
     assert [row["step"] for row in validations] == [4, 8]
-    assert validations[0]["validation/si_sdr_change"] != 0
+    change = {name.removeprefix("validation/si_sdr_change"): value for name, value in validations[0].items()}
+    assert change[""] != 0
+    assert change[""] == pytest.approx((change["/voice"] + change["/no voice"]) / 2)
+    assert change[""] == pytest.approx(change["/audience"])
     assert len(list(reference.glob("best-*"))) == 1
 
     events = EventAccumulator(str(next((reference / "aud2studio").glob("events*")).parent)).Reload()
