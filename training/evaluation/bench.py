@@ -23,14 +23,14 @@ import soundfile
 from tqdm.auto import tqdm
 
 EXAMPLE = Path(__file__).parents[2] / "spaces_app" / "examples" / "degraded.flac"
-CASES: dict[str, list[str]] = {
+CASES: dict[str, list[str]] = {  # and the command's words
     "default": [],
     "float32": ["--dtype", "float32"],
     "prediction": ["--reconstruction", "prediction"],
     "vocoder": ["--reconstruction", "vocoder"],
-    "mono": ["--mono"],
-    "3 recordings, aligned": ["--recordings", "3"],
-    "ONNX Runtime": ["--onnx"],
+    "mono": [],
+    "3 recordings, aligned": [],
+    "ONNX Runtime": ["--backend", "onnx", "--model", "{folder}/onnx"],
 }
 
 
@@ -69,22 +69,13 @@ def measure(name: str, seconds: float, threads: int) -> None:
     from pipeline_aud2studio import infer
 
     torch.set_num_threads(threads)
-    words = [*CASES[name]]
-    channels, count = 2, 1
     with tempfile.TemporaryDirectory() as folder:
-        if "--mono" in words:
-            words.remove("--mono")
-            channels = 1
-        if "--recordings" in words:
-            at = words.index("--recordings")
-            count = int(words.pop(at + 1))
-            del words[at]
-        if "--onnx" in words:
+        if name == "ONNX Runtime":
             infer.main(["export-onnx", "--out", f"{folder}/onnx"])
-            words = ["--backend", "onnx", "--model", f"{folder}/onnx"]
-        inputs = [Path(folder) / f"{take}.wav" for take in range(count)]
+        inputs = [Path(folder) / f"{take}.wav" for take in range(3 if name.startswith("3") else 1)]
         for take, path in enumerate(inputs):
-            write_recording(path, seconds, channels, take)
+            write_recording(path, seconds, 1 if name == "mono" else 2, take)
+        words = [word.format(folder=folder) for word in CASES[name]]
         wall, cpu = time.perf_counter(), time.process_time()
         status = infer.main(["--inputs", *map(str, inputs), "--save", f"{folder}/out.wav", *words])
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

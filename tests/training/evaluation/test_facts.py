@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from training.evaluation.clips import Clip
-from training.evaluation.facts import tabulate, truth
+from training.evaluation.facts import tabulate_errors, truth
 
 
 def test_the_truth_is_what_the_clip_was_rendered_from(acoustics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_the_table_says_how_far_off_the_median_clip_is() -> None:
     )
     found = wanted.fillna(1.0) * [1.5, 1.0, 1.0, 1.0, 0.9] + [0.0, 2.0, -3.0, 0.0, 0.0]
     found.loc[2, "voice"] = 0.8
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tabulate(found, wanted).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tabulate_errors(found, wanted).splitlines()]
     assert lines[2] == ["rt60_s", "3", "50 %", "100 %", "1.00"]
     assert lines[3] == ["drr_db", "3", "2.0 dB", "5.0 dB", "1.00"]
     assert lines[4] == ["snr_db", "3", "3.0 dB", "10.0 dB", "1.00"]
