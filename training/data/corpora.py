@@ -12,10 +12,10 @@ stopped.
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,24 +126,6 @@ def is_audio(name: str) -> bool:
 # --- Archives --------------------------------------------------------------------------------------------------------
 
 
-def fetch_corpus(name: str, cache: Path, folder: Path) -> PublicCorpus:
-    """Downloads a corpus into `cache`, verifies it, and unpacks its music into `folder`, unless that is there.
-
-    Raises:
-        ValueError: If it is unknown, or what came is not what its publishers state.
-        OSError: If it cannot be downloaded.
-    """
-    if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}: known are {', '.join(CORPORA)}")
-    corpus = CORPORA[name]
-    if not folder.exists():
-        file = f"{name}-{corpus.url.rsplit('/', 1)[-1]}"
-        archive = pooch.retrieve(corpus.url, corpus.checksum, file, cache, progressbar=True)
-        with whole_folder(folder) as temporary:
-            unpack(Path(archive), temporary, is_audio)
-    return corpus
-
-
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Gives a folder to fill, which takes its name when all went well; another process may have been first."""
@@ -190,54 +172,22 @@ def unpack_tar(file: IO[bytes], folder: Path, wanted: Callable[[str], bool]) -> 
 # --- Debian packages -------------------------------------------------------------------------------------------------
 
 
-def package_records(name: str) -> list[dict[str, str]]:
-    """Asks apt for a package: a dict of its fields for every version on offer, the candidate first."""
-    answer = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True)
-    records = []
-    for paragraph in answer.stdout.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
-        if "SHA256" in fields:
-            records.append(fields)
-    if not records:
+def fetch_package(name: str, cache: Path) -> Path:
+    """Downloads a package into `cache` by the address and the checksum that apt knows, unless it is there.
+
+    Raises:
+        ValueError: If apt does not know it, or what came is not what apt knows.
+        OSError: If it cannot be downloaded.
+    """
+    answer = subprocess.run(["apt-get", "download", "--print-uris", name], capture_output=True, text=True)
+    known = re.search(r"^'(\S+)' (\S+) \d+ SHA256:(\w+)$", answer.stdout, re.MULTILINE)
+    if known is None:
         raise ValueError(f"apt knows no package {name!r}: run `apt-get update`, on Debian 12 or a relative of it")
-    return records
-
-
-def cached_package(name: str, records: Sequence[Mapping[str, str]], cache: Path) -> Path | None:
-    """Finds the package's file in the cache, if one is there whose size and checksum apt knows."""
-    for path in sorted(cache.glob(f"{name}_*.deb")):
-        for record in records:
-            if int(record["Size"]) == path.stat().st_size and record["SHA256"] == pooch.file_hash(path):
-                return path
-    return None
-
-
-def fetch_package(name: str, records: Sequence[Mapping[str, str]], cache: Path, bar: "tqdm[Any]") -> Path:
-    """`apt-get download` into the cache; the file gets its place there only when it is whole and verified."""
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as folder:
-        process = subprocess.Popen(
-            ["apt-get", "download", name], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        seen = 0
-        while process.poll() is None:
-            time.sleep(0.2)
-            size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            bar.update(size - seen)
-            seen = size
-        found = list(Path(folder).glob("*.deb"))
-        if process.returncode or not found:
-            assert process.stderr is not None
-            raise ValueError(f"apt-get could not download {name}: {process.stderr.read().strip()}")
-        bar.update(found[0].stat().st_size - seen)
-        if pooch.file_hash(found[0]) != records[0]["SHA256"]:
-            raise ValueError(f"{found[0].name} is not the file that apt knows")
-        target = cache / found[0].name
-        os.replace(found[0], target)
-        return target
+    return Path(pooch.retrieve(known[1], f"sha256:{known[3]}", known[2], cache, progressbar=True))
 
 
 def unpack_package(deb: Path, folder: Path) -> None:
-    """Unpack the audio files and the copyright note of a Debian package, and the music in game archives (.pk3)."""
+    """Unpacks the audio files and the copyright note of a Debian package, and the music in game archives (.pk3)."""
 
     def wanted(name: str) -> bool:
         return is_audio(name) or name.endswith(".pk3") or Path(name).name == "copyright"
@@ -364,24 +314,11 @@ def artist_split(artist: str) -> str:
 
 
 def prepare_packages(packages: Sequence[Package], out: Path, cache: Path) -> list[dict[str, Any]]:
-    """Download, verify, unpack and inventory Debian packages; what is there already is not done again."""
-    cache.mkdir(parents=True, exist_ok=True)
-    waiting = {
-        package.name: package_records(package.name) for package in packages if not (out / package.name).exists()
-    }
-    debs = {name: cached_package(name, records, cache) for name, records in waiting.items()}
-    missing = [name for name, deb in debs.items() if deb is None]
-    total = sum(int(waiting[name][0]["Size"]) for name in missing)
-    print(f"{len(packages)} packages: {len(missing)} to download ({total / 1e6:.0f} MB), {len(waiting)} to unpack")
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not missing) as bar:
-        for name in missing:
-            bar.set_description(name)
-            debs[name] = fetch_package(name, waiting[name], cache, bar)
+    """Downloads, verifies, unpacks and inventories Debian packages; what is there already is not done again."""
     rows = []
     for package in tqdm(packages, desc="packages"):
-        deb = debs.get(package.name)
-        if deb is not None:
-            unpack_package(deb, out / package.name)
+        if not (out / package.name).exists():
+            unpack_package(fetch_package(package.name, cache), out / package.name)
         for row in take_stock(out, package.name):
             origin = {"package": package.name, "licence": package.licence, "split": package.split}
             rows.append({**row, **origin, "artist": row["artist"] or package.name, "genre": package.genre})
@@ -389,7 +326,7 @@ def prepare_packages(packages: Sequence[Package], out: Path, cache: Path) -> lis
 
 
 def prepare_own(folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Inventory a folder of one's own, linked into `out`; each folder at its top is an artist."""
+    """Inventories a folder of one's own, linked into `out`; each folder at its top is an artist."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     name = f"own-{folder.resolve().name}"
@@ -411,15 +348,26 @@ def prepare_own(folder: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def prepare_corpus(name: str, out: Path, cache: Path) -> list[dict[str, Any]]:
-    """Download, verify, unpack and inventory a public corpus."""
-    corpus = fetch_corpus(name, cache, out / name)
+    """Downloads, verifies, unpacks and inventories a public corpus.
+
+    Raises:
+        ValueError: If it is unknown, or what came is not what its publishers state.
+        OSError: If it cannot be downloaded.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}: known are {', '.join(CORPORA)}")
+    corpus = CORPORA[name]
+    if not (out / name).exists():
+        file = f"{name}-{corpus.url.rsplit('/', 1)[-1]}"
+        archive = pooch.retrieve(corpus.url, corpus.checksum, file, cache, progressbar=True)
+        with whole_folder(out / name) as temporary:
+            unpack(Path(archive), temporary, is_audio)
     rows = []
     for row in take_stock(out, name):
         named = Path(row["path"]).parent.name.split(" - ")[0] if corpus.artist_from == "folder" else row["artist"]
         artist = named or Path(row["path"]).parent.name
-        rows.append(
-            {**row, "artist": artist, "package": name, "licence": corpus.licence, "split": artist_split(artist)}
-        )
+        origin = {"artist": artist, "package": name, "licence": corpus.licence, "split": artist_split(artist)}
+        rows.append({**row, **origin})
     return rows
 
 

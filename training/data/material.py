@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 
 from training.jsonl import read_rows
 
-from .halls import simulate
-from .rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
+from .rooms import DIRECT_S, energy_ratio_db, simulate, t20_s, tidy
 
 SAMPLE_RATE = 44100
 HOLDOUT = json.loads((Path(__file__).parent / "holdout.json").read_text(encoding="utf-8"))

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from training.data.halls import AIR_PER_M, HIGHS_DECAY, OCTAVES_HZ, shaped_noise, simulate, wall_absorption
-from training.data.rooms import t20_s, tidy
+from training.data.rooms import (
+    AIR_PER_M,
+    HIGHS_DECAY,
+    OCTAVES_HZ,
+    shaped_noise,
+    simulate,
+    t20_s,
+    tidy,
+    wall_absorption,
+)
 
 SAMPLE_RATE = 44100
 
