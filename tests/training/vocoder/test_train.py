@@ -57,9 +57,9 @@ def config(values: dict[str, Any]) -> VocoderConfig:
     return VocoderConfig.model_validate(values)
 
 
-def crops_of(corpus: Path, seed: int = 0, **settings: Any) -> MusicCrops:
+def crops_of(corpus: Path, seed: int = 0, levels_db: tuple[float, float] = (-23.0, -23.0)) -> MusicCrops:
     rows = [row for row in read_rows(corpus / "inventory.jsonl") if row["split"] == "train"]
-    return MusicCrops(rows, corpus, 4096, SAMPLE_RATE, seed, **settings)
+    return MusicCrops(rows, corpus, 4096, SAMPLE_RATE, seed, levels_db)
 
 
 def music(seconds: float = 1.0) -> torch.Tensor:
@@ -159,10 +159,10 @@ def test_crops_are_repeatable_and_differ(corpus: Path) -> None:
 
 
 def test_crops_have_the_drawn_level(corpus: Path) -> None:
-    crops = crops_of(corpus, level_range_db=(-30.0, -20.0))
+    crops = crops_of(corpus, levels_db=(-30.0, -20.0))
     levels = [20 * np.log10(np.sqrt(np.mean(crops[index].astype(np.float64) ** 2))) for index in range(20)]
     assert -30.001 < min(levels) < -27 and -23 < max(levels) < -19.999
-    loud = crops_of(corpus, level_range_db=(0.0, 0.0))
+    loud = crops_of(corpus, levels_db=(0.0, 0.0))
     assert np.abs(loud[0]).max() == pytest.approx(0.98, abs=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_batches_start_anywhere(corpus: Path) -> None:
 def test_tracks_too_short_for_a_crop_are_an_error(corpus: Path) -> None:
     rows = read_rows(corpus / "inventory.jsonl")
     with pytest.raises(ValueError, match="longer than"):
-        MusicCrops(rows, corpus, 10 * SAMPLE_RATE, SAMPLE_RATE, seed=0)
+        MusicCrops(rows, corpus, 10 * SAMPLE_RATE, SAMPLE_RATE, 0, (-23.0, -23.0))
 
 
 # --- Baseline and losses ---------------------------------------------------------------------------------------------
