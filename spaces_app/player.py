@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from spaces_app.sentences import facts
-from spaces_app.studio import Outcome
+from spaces_app.studio import Outcome, facts
 
 STYLE = """
 .player, .error, .hint, .working { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,17 +141,18 @@ def build(config: StudyConfig, out: Path, progress: bool = True) -> list[str]:
             (folder / "audio" / excerpt).mkdir(parents=True)
             for name, waveform in stimuli.items():
                 files.write(folder / "audio" / excerpt / f"{name}.flac", waveform, RATE, "PCM_24", {})
-        study = {
-            "title": config.title,
-            "seed": config.seed,
-            "conditions": [*config.systems, REFERENCE, ANCHOR],
-            "excerpts": config.excerpts,
-            "training": config.training,
-            "preference": config.preference,
-            "genres": {excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
-            "secret": hashlib.sha256(os.urandom(32)).hexdigest(),  # so that no address tells what is heard
-        }
-        (folder / STUDY_FILE).write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+        study = Study(
+            folder=out,
+            title=config.title,
+            seed=config.seed,
+            conditions=[*config.systems, REFERENCE, ANCHOR],
+            excerpts=config.excerpts,
+            training=config.training,
+            preference=config.preference,
+            genres={excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
+            secret=secrets.token_hex(32),
+        )
+        (folder / STUDY_FILE).write_text(study.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return notices
 
 
@@ -205,18 +205,19 @@ def low_anchor(waveform: Waveform) -> Waveform:
     return np.asarray(signal.sosfiltfilt(sections, waveform, axis=-1), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study that was built, and what a listener gets of it."""
+class Study(BaseModel):
+    """A study that was built, and what a listener gets of it; `secret` keeps addresses from telling what is heard."""
 
-    folder: Path
+    model_config = ConfigDict(frozen=True)
+
+    folder: Annotated[Path, Field(exclude=True)]
     title: str
     seed: int
-    conditions: tuple[str, ...]
-    excerpts: tuple[str, ...]
+    conditions: list[str]
+    excerpts: list[str]
     training: str
     preference: tuple[str, str] | None
-    genres: Mapping[str, str]
+    genres: dict[str, str]
     secret: str
 
     def order(self, code: str) -> list[str]:
@@ -258,15 +259,4 @@ def load_study(folder: Path) -> Study:
         content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not the folder of a study: {error}") from error
-    pair = content["preference"]
-    return Study(
-        folder,
-        content["title"],
-        content["seed"],
-        tuple(content["conditions"]),
-        tuple(content["excerpts"]),
-        content["training"],
-        None if pair is None else (pair[0], pair[1]),
-        content["genres"],
-        content["secret"],
-    )
+    return Study(folder=folder, **content)

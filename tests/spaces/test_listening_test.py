@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from study_files import write_study
 
-from spaces_app.listening_test import main
-from spaces_app.ratings import Store
+from spaces_app.listening_test import Store, main
 from spaces_app.study import build, load_study, read_config
 
 PATIENCE_MS = 30_000
@@ -158,9 +157,13 @@ def test_two_listeners_at_once_a_pause_and_a_killed_server(server: Running, new_
     store.close()
 
     assert main(["analyze", "--folder", str(server.folder)]) == 0
-    assert len((server.folder / "ratings.csv").read_text().splitlines()) == 1 + 8 + 4
+    rows = (server.folder / "ratings.csv").read_text().splitlines()
+    assert rows[0] == "code,excerpt,condition,score" and len(rows) == 1 + 8 + 4
+    (row,) = [row for row in rows if row.startswith(f"{codes[0]},{one},reference,")]
+    assert int(row.rsplit(",")[-1]) == given[codes[0]][study.stimuli(codes[0], one).index("reference")]
+    assert (server.folder / "preferences.csv").read_text().splitlines()[0] == "code,excerpt,preferred,over,tie"
     assert (
-        "| reference |" in (server.folder / "analysis.md").read_text()
+        "| reference " in (server.folder / "analysis.md").read_text()
         or "left out" in (server.folder / "analysis.md").read_text()
     )
 
