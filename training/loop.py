@@ -324,9 +324,10 @@ def train(
     except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
         logging.debug("Stopped after step %d.", run.step, exc_info=True)
         reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+        kept = [f"The last checkpoint is {path}." for path in list_checkpoints(output_dir)[-1:]]
         print(
             f"{name}: stopped after step {run.step}: {reason.removeprefix('ValueError: ')}."
-            f" {last_checkpoint(output_dir)} Put it right, and --resume_from_checkpoint latest goes on.",
+            f" {''.join(kept) or 'There is no checkpoint yet.'} Put it right, and --resume_from_checkpoint latest goes on.",
             file=sys.stderr,
         )
         return 1, None
@@ -335,9 +336,3 @@ def train(
         logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", run.step)
         return 0, None
     return 0, run
-
-
-def last_checkpoint(output_dir: Path) -> str:
-    """Says in a sentence what there is to go on from."""
-    kept = list_checkpoints(output_dir)
-    return f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."

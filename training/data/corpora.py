@@ -11,6 +11,7 @@ stopped.
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -61,60 +62,10 @@ class Package:
     split: str = "train"
 
 
-PACKAGES = (
-    Package("ufoai-music", "electronic, ambient", "CC-BY-SA, GPL-2, CC-BY"),
-    Package("naev-data", "electronic", "GPL, CC-BY, CC-BY-SA"),
-    Package("wesnoth-1.16-music", "orchestral", "GPL-2+"),
-    Package("supertux-data", "guitar, drums, piano", "GPL-2+"),
-    Package("hedgewars-data", "guitar, rock, mixed", "GPL-2"),
-    Package("nexuiz-music", "techno", "GPL-2+"),
-    Package("singularity-music", "electronic", "CC-BY-SA-3.0"),
-    Package("colobot-common-sounds", "electronic, ambient", "GPL-3+"),
-    Package("marsshooter-data", "rock, electronic", "CC-BY-SA-3.0", "validation"),
-    Package("supertuxkart-data", "mixed", "CC-BY-SA"),
-    Package("freedroidrpg-data", "techno", "GPL-2+"),
-    Package("unknown-horizons", "orchestral, strings", "CC-BY-SA-3.0", "test"),
-    Package("flare-game", "orchestral, ambient", "CC-BY-SA-3.0+", "validation"),
-    Package("megaglest-data", "classical", "CC-BY-SA-3.0"),
-    Package("fretsonfire-songs-sectoid", "rock", "MIT"),
-    Package("fretsonfire-songs-muldjord", "metal", "CC-BY-SA-3.0", "test"),
-    Package("openclonk-data", "electronic", "CC-BY-3.0 (inferred)", "test"),
-    Package("hyperrogue-music", "orchestral, drums", "CC-BY-SA-3.0", "test"),
-    Package("enigma-data", "piano", "GPL-2", "validation"),
-    Package("frozen-bubble-data", "electronic, piano", "GPL-2"),
-    Package("xmoto-data", "electronic, piano", "GPL-2+"),
-    Package("lincity-ng-data", "electronic, piano", "GPL-2+", "validation"),
-    Package("extremetuxracer-data", "electronic, piano", "GPL-2+"),
-)
-_FMA = "https://os.unil.cloud.switch.ch/fma/"
-_FMA_LICENCE = "Creative Commons, per track: see the FMA metadata"
-_JAMENDO = "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio/raw_30s_audio-{:02d}.tar"
-_JAMENDO_LICENCE = "Creative Commons, per track: see the MTG-Jamendo metadata; research only"
-# The first five of a hundred parts: about 270 h.
-_JAMENDO_SHA256 = (
-    "c569f4b7264995c06de93eb6c20138d9355274508dde37085ed992fc990d930b",
-    "1b079d27127462c9066ed2fa18490303850bc1041fcae55835be3a46d6c965b0",
-    "699de4385be7c5b4ad804bf86608868fb2ccdb7cd827abf38cfbd4e8e7dbd0ad",
-    "426fc4c849f8d4aaa34e61c213a4f82db219b13d0b68210a4ccfd2da032af6dd",
-    "d4188a23140670f6673794a8fb7060aefd97067764ec84db5676847eaa08b668",
-)
-
-CORPORA: dict[str, PublicCorpus] = {
-    "musdb18-hq": PublicCorpus(
-        "https://zenodo.org/records/3338373/files/musdb18hq.zip",
-        "md5:12d4f2ecd55245a4688754dd76363103",
-        "per track, mostly non-commercial: see MUSDB18's track list",
-        artist_from="folder",
-    ),
-    "fma-small": PublicCorpus(_FMA + "fma_small.zip", "sha1:ade154f733639d52e35e32f5593efe5be76c6d70", _FMA_LICENCE),
-    "fma-medium": PublicCorpus(_FMA + "fma_medium.zip", "sha1:c67b69ea232021025fca9231fc1c7c1a063ab50b", _FMA_LICENCE),
-    "fma-large": PublicCorpus(_FMA + "fma_large.zip", "sha1:497109f4dd721066b5ce5e5f250ec604dc78939e", _FMA_LICENCE),
-    "fma-full": PublicCorpus(_FMA + "fma_full.zip", "sha1:0f0ace23fbe9ba30ecb7e95f763e435ea802b8ab", _FMA_LICENCE),
-    **{
-        f"mtg-jamendo-{part:02d}": PublicCorpus(_JAMENDO.format(part), f"sha256:{sha256}", _JAMENDO_LICENCE)
-        for part, sha256 in enumerate(_JAMENDO_SHA256)
-    },
-}
+TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+PACKAGES = tuple(Package(**row) for row in TABLES["packages"])
+# Of MTG-Jamendo the first five parts of a hundred: about 270 h.
+CORPORA = {name: PublicCorpus(**row) for name, row in TABLES["corpora"].items()}
 STEM_NAMES = ("song.ogg", "guitar.ogg")  # of one song, to be summed
 EFFECT_FOLDERS = {"sounds", "soundfx", "sfx", "speech"}  # of games: no music in there
 
