@@ -324,10 +324,11 @@ def train(
     except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
         logging.debug("Stopped after step %d.", run.step, exc_info=True)
         reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
-        kept = [f"The last checkpoint is {path}." for path in list_checkpoints(output_dir)[-1:]]
+        kept = list_checkpoints(output_dir)
+        last = f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
         print(
             f"{name}: stopped after step {run.step}: {reason.removeprefix('ValueError: ')}."
-            f" {''.join(kept) or 'There is no checkpoint yet.'} Put it right, and --resume_from_checkpoint latest goes on.",
+            f" {last} Put it right, and --resume_from_checkpoint latest goes on.",
             file=sys.stderr,
         )
         return 1, None
