@@ -124,6 +124,7 @@ def test_clips_are_drawn_from_the_test_split_alone(folders, short) -> None:
     assert rows == draw("test", *folders)
 
 
+@pytest.mark.slow
 def test_clips_are_aligned_to_the_sample(folders, short) -> None:
     for row in draw("test", *folders):
         parts = render(row, *folders)
@@ -135,6 +136,7 @@ def test_clips_are_aligned_to_the_sample(folders, short) -> None:
             assert int(np.argmax(signal.correlate(early, dry))) == len(dry) - 1
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_reports_and_shows(folders, short, toy_model: Path, tmp_path: Path, capsys) -> None:
     clips = tmp_path / "clips"
     render_all(draw("test", *folders), folders, clips)

@@ -72,6 +72,7 @@ def test_the_mean_halves_noise_and_coherence_leaves_out_what_does_not_fit() -> N
     assert np.mean((coherence_weighted(takes) - music) ** 2) < 0.7 * np.mean((takes[0] - music) ** 2)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_performances(folders, toy_model: Path, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     render_all(draw_performances("test", *folders)[:2], folders, clips)

@@ -38,6 +38,7 @@ def exported(checkpoint, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_complete_repository(exported):
     names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     weights = {
@@ -56,6 +57,7 @@ def test_the_folder_is_a_complete_repository(exported):
         assert "/" not in json.loads(path.read_text()).get("_name_or_path", ""), path
 
 
+@pytest.mark.slow
 def test_verification_sees_weights_that_differ(exported, tmp_path, monkeypatch):
     """The fp16 variant of another model, and remote code that imports what is not there, or this package."""
     broken = tmp_path / "broken"
@@ -167,6 +169,7 @@ def test_float16_that_overflows_is_refused(toy_pipeline, tmp_path):
         export.halved(pipeline)
 
 
+@pytest.mark.slow
 def test_push_and_every_way_of_loading_it_back(hub, exported, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     commit = export.push_folder(exported, REPO, private=True, tag="v1")
@@ -212,6 +215,7 @@ def with_package(variables: dict[str, str], out: Path) -> dict[str, np.ndarray]:
     return dict(np.load(out))
 
 
+@pytest.mark.slow
 def test_a_push_that_broke_off_goes_on(hub, exported):
     hub.uploads_until_failure = 2
     with pytest.raises(ValueError, match="the same command goes on"):
@@ -225,6 +229,7 @@ def test_a_push_that_broke_off_goes_on(hub, exported):
     assert repository.tags == {"v1": commit} and len(repository.commits) == 2
 
 
+@pytest.mark.slow
 def test_another_state_replaces_files_and_never_a_tag(hub, exported, tmp_path):
     first = export.push_folder(exported, REPO, private=False, tag="v1")
     second = tmp_path / "second"
@@ -241,6 +246,7 @@ def test_another_state_replaces_files_and_never_a_tag(hub, exported, tmp_path):
     assert repository.tags["v1"] == first
 
 
+@pytest.mark.slow
 def test_without_a_token_and_without_a_hub(hub, exported, monkeypatch, tmp_path):
     (tmp_path / "home" / "token").write_text("hf_wrong")
     with pytest.raises(ValueError, match="could not be pushed.*401"):
@@ -250,6 +256,7 @@ def test_without_a_token_and_without_a_hub(hub, exported, monkeypatch, tmp_path)
         export.push_folder(exported, REPO, private=False, tag="v1")
 
 
+@pytest.mark.slow
 def test_a_bad_card_is_refused_before_anything_is_uploaded(hub, exported, tmp_path):
     bad = tmp_path / "bad"
     subprocess.run(["cp", "-r", exported, bad], check=True)

@@ -237,6 +237,7 @@ def run(config: VocoderConfig, folder: Path, resume: bool = False, stop_after: i
     return trainer
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, config: VocoderConfig) -> None:
     run(config, tmp_path / "whole")
     run(config, tmp_path / "parts", stop_after=2)
@@ -269,6 +270,7 @@ def test_export_is_the_average_and_loads_as_a_component(tmp_path: Path, config: 
     assert all(torch.equal(a, b) for a, b in zip(expected, latest, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any], optimizer: str) -> None:
     values["train"] |= {"max_train_steps": 60, "lr": 3e-3, "lr_warmup_steps": 2, "optimizer": optimizer}
