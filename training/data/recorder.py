@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -148,22 +147,21 @@ def recorded(
 # As phones and video sites use them, in memory, with their delay undone to the sample.
 
 
-@dataclass(frozen=True)
-class Codec:
+class Codec(NamedTuple):
     """One FFmpeg encoder, its container, sample format and options, and, if it is bound to one, its rate in Hz."""
 
     encoder: str
     container: str
     sample_format: str
     sample_rate: int | None = None
-    options: tuple[tuple[str, str], ...] = ()
+    options: dict[str, str] = {}
 
 
 CODECS = {
     "aac": Codec("aac", "mp4", "fltp"),
     "mp3": Codec("libmp3lame", "mp3", "fltp"),
     # "lowdelay" keeps to the transform codec: the speech codec, chosen by content below 64 kbps, is 4 samples later.
-    "opus": Codec("libopus", "ogg", "flt", sample_rate=48_000, options=(("application", "lowdelay"),)),
+    "opus": Codec("libopus", "ogg", "flt", 48_000, {"application": "lowdelay"}),
 }
 
 
@@ -174,7 +172,7 @@ def _round_trip(waveform: np.ndarray, sample_rate: int, codec: Codec, bitrate_kb
     samples = np.ascontiguousarray(waveform) if planar else np.ascontiguousarray(waveform.T).reshape(1, -1)
     file = io.BytesIO()
     with av.open(file, "w", format=codec.container) as container:
-        stream = container.add_stream(codec.encoder, rate=sample_rate, layout=layout, options=dict(codec.options))
+        stream = container.add_stream(codec.encoder, rate=sample_rate, layout=layout, options=codec.options)
         stream.bit_rate = bitrate_kbps * 1000
         stream.format = codec.sample_format
         frame = av.AudioFrame.from_ndarray(samples, format=codec.sample_format, layout=layout)
@@ -203,8 +201,6 @@ def _delay(name: str, sample_rate: int, channels: int, bitrate_kbps: int) -> int
 
 def transcode(waveform: np.ndarray, sample_rate: int, name: str, bitrate_kbps: int) -> np.ndarray:
     """Encodes and decodes a waveform (1 or 2 channels, samples) by a lossy codec; same shape, same time, float32."""
-    if name not in CODECS:
-        raise ValueError(f"unknown codec {name!r}: choose one of {', '.join(CODECS)}")
     codec_rate = CODECS[name].sample_rate or sample_rate
     coded_input = waveform.astype(np.float32)
     if codec_rate != sample_rate:

@@ -30,11 +30,11 @@ from scipy.signal import oaconvolve
 from tqdm.auto import tqdm
 
 from pipeline_aud2studio.alignment import align
+from pipeline_aud2studio.files import atomic_path
 from training.data.audience import KINDS, draw_audience
 from training.data.material import SAMPLE_RATE, Material, Sound
 from training.data.recorder import draw_recorder, gain_at, recorded, recorder_curve_db
 from training.data.responses import draw_place
-from training.jsonl import write_json
 
 from .bench import peak_rss_mb, write_recording
 
@@ -472,13 +472,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         waveforms, rates, about = make_impostors(seed, material, args.impostor_minutes)
         return {**about, "results": estimates(save(folder, waveforms, rates))}
 
+    args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {"case": [], "impostor": []}
     for kind, make, count in (("case", case, args.cases), ("impostor", impostor, args.impostors)):
         for seed in tqdm(range(args.seed, args.seed + count), desc=kind, unit="file"):
             path = args.out / f"{kind}-{seed:04d}.json"
             if not path.exists():
                 with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
-                    write_json(path, make(seed, Path(folder)))
+                    result = make(seed, Path(folder))
+                with atomic_path(path) as temporary:
+                    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
             results[kind].append(json.loads(path.read_text(encoding="utf-8")))
     table = tabulate(results["case"], results["impostor"])
     (args.out / "alignment.md").write_text(table, encoding="utf-8")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +30,7 @@ import soxr
 from scipy.signal import oaconvolve
 from tqdm.auto import tqdm
 
+from pipeline_aud2studio.files import atomic_path
 from training.data.material import HOLDOUT
 from training.data.recorder import transcode
 from training.data.responses import early_part
@@ -405,10 +405,9 @@ def render_all(rows: Sequence[dict[str, Any]], folders: tuple[Path, Path, Path],
         for part, waveform in parts.items():
             # The early sound alone can be louder than the sum: one factor for both would change the recording's level.
             path = out / f"{row['name']}-{part}.flac"
-            temporary = path.with_suffix(".part")
             peak = max(float(np.abs(waveform).max()), 1e-9)
-            soundfile.write(temporary, (waveform * min(1.0, 0.99 / peak)).T, SAMPLE_RATE, "PCM_24", format="FLAC")
-            os.replace(temporary, path)
+            with atomic_path(path) as temporary:
+                soundfile.write(temporary, (waveform * min(1.0, 0.99 / peak)).T, SAMPLE_RATE, "PCM_24", format="FLAC")
     write_rows(out / "clips.jsonl", rows)
 
 

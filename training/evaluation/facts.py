@@ -29,7 +29,7 @@ from training.data.scenes import Scene, SceneRenderer
 
 from .clips import Clip, load_clips, read_responses
 
-CALLED = {"rt60_s": "RT60, s", "drr_db": "DRR, dB", "snr_db": "SNR, dB"}  # in the table of the clips
+CALLED = {"rt60_s": "RT60, s", "drr_db": "DRR, dB", "snr_db": "SNR, dB", "voice": "with voice"}  # of what is known
 QUANTILES = (0.05, 0.5, 0.95)
 INSIDE = (0.02, 0.98)  # of the training's distribution
 MOST_OUTSIDE = 0.1  # share of the clips' values, from which on a row is marked
@@ -44,34 +44,33 @@ def balance_db(recording: np.ndarray) -> dict[str, float]:
 
 
 def of_scene(scene: Scene) -> dict[str, float]:
-    """Lists the figures of a scene."""
-    names = {"rt60_s": "RT60, s", "drr_db": "DRR, dB", "snr_db": "SNR, dB", "voice": "with voice"}
-    figures = {name: scene.labels[label] for label, name in names.items()}
+    """Lists the figures of a scene by the names of `CALLED`, and its balance."""
+    figures = {name: scene.labels[name] for name in CALLED}
     if "place" not in scene.recipe:
-        figures["DRR, dB"] = math.nan
+        figures["drr_db"] = math.nan
     return figures | balance_db(scene.recordings[0])
 
 
 def of_clip(clip: Clip, acoustics: Path) -> dict[str, float]:
-    """Lists the figures of a clip; those of the room are measured."""
-    figures = {"RT60, s": math.nan, "DRR, dB": math.nan, "SNR, dB": clip.row.get("snr_db", math.nan)}
-    if clip.condition == "audience alone":
-        figures |= {"SNR, dB": math.nan, "with voice": math.nan}
-    else:
-        figures["with voice"] = float(clip.has_voice)
+    """Lists the same of a clip, and its `bandwidth_hz`; NaN where there is no such thing. Rooms are measured."""
+    figures = dict.fromkeys([*CALLED, "bandwidth_hz"], math.nan)
+    if clip.condition != "audience alone":
+        figures |= {"voice": float(clip.has_voice), "snr_db": clip.row.get("snr_db", math.nan)}
+    if "phone" in clip.row:
+        figures["bandwidth_hz"] = clip.row["phone"]["lowpass_hz"]
     if "rir" in clip.row:
         response = read_responses(acoustics / clip.row["rir"], 1)[0]
-        figures["RT60, s"] = t20_s(response.astype(np.float64), SAMPLE_RATE)
-        figures["DRR, dB"] = energy_ratio_db(response, SAMPLE_RATE, DIRECT_S)
+        figures["rt60_s"] = t20_s(response.astype(np.float64), SAMPLE_RATE)
+        figures["drr_db"] = energy_ratio_db(response, SAMPLE_RATE, DIRECT_S)
     return figures | balance_db(clip.recording)
 
 
 def tabulate_distributions(training: Sequence[dict[str, float]], clips: Sequence[dict[str, float]]) -> str:
     """Writes a row for each figure: the 5 %, 50 % and 95 % quantiles of both, and the share of clips outside.
 
-    Shares (`with voice`) have one value, their mean.
+    That of voices has one value, its mean.
     """
-    ours, theirs = ({name: _defined(rows, name) for name in rows[0]} for rows in (training, clips))
+    ours, theirs = ({name: _defined(rows, name) for name in training[0]} for rows in (training, clips))
     lines = [
         f"{len(training)} scenes, {len(clips)} clips: 5, 50 and 95 % quantiles.",
         "",
@@ -79,28 +78,20 @@ def tabulate_distributions(training: Sequence[dict[str, float]], clips: Sequence
         "|---|---|---|---|---|",
     ]
     for name in ours:
-        if name == "with voice":
-            lines.append(f"| {name} | {ours[name].mean():.2f} | {theirs[name].mean():.2f} | | |")
+        if name == "voice":
+            lines.append(f"| {CALLED[name]} | {ours[name].mean():.2f} | {theirs[name].mean():.2f} | | |")
             continue
         cells = [", ".join(f"{value:.1f}" for value in np.quantile(each[name], QUANTILES)) for each in (ours, theirs)]
         low, high = np.quantile(ours[name], INSIDE)
         outside = float(np.mean((theirs[name] < low) | (theirs[name] > high)))
         mark = "widen" if outside > MOST_OUTSIDE else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {100 * outside:.0f} | {mark} |")
+        lines.append(f"| {CALLED.get(name, name)} | {' | '.join(cells)} | {100 * outside:.0f} | {mark} |")
     return "\n".join(lines)
 
 
 def _defined(rows: Iterable[dict[str, Any]], name: str) -> np.ndarray:
     values = np.array([row[name] for row in rows])
     return values[~np.isnan(values)]
-
-
-def truth(clip: Clip, acoustics: Path) -> dict[str, float]:
-    """Lists what a clip was rendered from, by the names of :func:`inspect`; NaN where there is no such thing."""
-    known = of_clip(clip, acoustics)
-    figures = {name: known[called] for name, called in CALLED.items()}
-    figures["bandwidth_hz"] = clip.row["phone"]["lowpass_hz"] if "phone" in clip.row else math.nan
-    return figures | {"voice": known.get("with voice", math.nan)}
 
 
 def tabulate_errors(found: pd.DataFrame, wanted: pd.DataFrame) -> str:
@@ -149,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     pipeline = Aud2StudioPipeline.from_pretrained(options.weights, vocoder=None)
     found = [inspect(pipeline, clip.recording) for clip in tqdm(clips, unit="clip")]
-    print(tabulate_errors(pd.DataFrame(found), pd.DataFrame([truth(clip, options.acoustics) for clip in clips])))
+    print(tabulate_errors(pd.DataFrame(found), pd.DataFrame([of_clip(clip, options.acoustics) for clip in clips])))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from training.checkpoints import STARTS_FILE
 from training.config import parse_config
 from training.data.material import SAMPLE_RATE, Material
 from training.data.scenes import CONDITIONS, SECONDS
-from training.jsonl import write_json
 
 TEMPLATES = Path(__file__).parents[2] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
@@ -136,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.continued:
                 before = json.loads(path.read_text(encoding="utf-8"))
                 added |= {name: round(added[name] + before[name], 2) for name in ADDED}
-            write_json(path, added)
+            path.write_text(json.dumps(added, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         report = options.report.read_text(encoding="utf-8") if options.report else None
         card = render_card(options.weights, record, report)

@@ -203,7 +203,7 @@ def test_errors_are_one_line(
 
 
 def test_index_files(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.jsonl", [{"a": 1}], seed=3)
+    write_rows(tmp_path / "a.jsonl", [{"a": 1}])
     assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}]
     rows = [{"path": "b", "x": 1}, {"path": "a", "x": 2}]
     assert [row["path"] for row in merge_rows(tmp_path / "m.jsonl", rows)] == ["a", "b"]
