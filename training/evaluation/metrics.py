@@ -12,8 +12,6 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from pipeline_aud2studio.audio import NORMAL_RMS_DB, loudness_lufs
 
 TINY = 1e-20
-# Yamamoto's and auraloss' defaults, in samples; Hann windows.
-MR_STFT_FFTS, MR_STFT_HOPS, MR_STFT_WINDOWS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
 LSD_FFT, LSD_HOP = 2048, 512  # 46 ms and 12 ms at 44.1 kHz
 LSD_RANGE_DB = 60.0
 
@@ -57,7 +55,7 @@ def multi_resolution_stft(estimate: torch.Tensor, target: torch.Tensor) -> torch
     estimate, target = checked(estimate, target)
     normal = 10 ** (NORMAL_RMS_DB / 20) / target.square().mean(-1, keepdim=True).sqrt()
     matched = level_matched(estimate, target) * normal
-    distance = MultiResolutionSTFTLoss(list(MR_STFT_FFTS), list(MR_STFT_HOPS), list(MR_STFT_WINDOWS))
+    distance = MultiResolutionSTFTLoss()  # at Yamamoto's resolutions
     pairs = zip(
         matched.reshape(-1, 1, 1, target.shape[-1]), (target * normal).reshape(-1, 1, 1, target.shape[-1]), strict=True
     )
