@@ -37,7 +37,7 @@ def screened(ratings: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
 
 def by_condition(ratings: pd.DataFrame, genres: Mapping[str, str]) -> pd.DataFrame:
     """Averages all ratings by genre (`all` first) and condition, with Student's 95 % interval (NaN of one rating)."""
-    own = ratings.assign(genre=ratings.excerpt.map(genres).fillna("unknown"))
+    own = ratings.assign(genre=ratings.excerpt.map(lambda excerpt: genres.get(excerpt, "unknown")))
     groups = pd.concat([ratings.assign(genre=ALL), own]).groupby(["genre", "condition"], sort=False).score
     table = groups.agg(["count", "mean", "sem"]).reset_index()
     half = stats.t.ppf(0.975, table["count"] - 1) * table.pop("sem")
