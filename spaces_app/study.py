@@ -32,32 +32,25 @@ CONTROLS = ("ceiling", "input")  # of the benchmark's systems, those that are no
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class StudyConfig(BaseModel):
-    """A study's YAML.
+class _Described(BaseModel):
+    """What a study's YAML and the built study both say."""
 
-    Attributes:
-        title: Heads the page.
-        seed: Of every order.
-        seconds: Length of an excerpt; a shorter file is used as a whole.
-        reference: Folder of the clean originals, one file for each excerpt.
-        systems: Folder of the results of each system, with files of the same names.
-        excerpts: The files' names without their suffix.
-        training: An excerpt to get used to the page, which is not rated.
-        preference: Two systems that a second part compares in pairs, or none.
-        genres: Genre by excerpt.
-    """
+    title: str  # heads the page
+    seed: int = 0  # of every order
+    excerpts: Annotated[list[Name], Field(min_length=1)]  # the files' names without their suffix
+    training: Name  # an excerpt to get used to the page, which is not rated
+    preference: tuple[Name, Name] | None = None  # two systems that a second part compares in pairs
+    genres: dict[Name, str] = {}  # by excerpt
+
+
+class StudyConfig(_Described):
+    """A study's YAML."""
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str
-    seed: int = 0
-    seconds: Annotated[float, Field(gt=0, le=60)] = 15.0
-    reference: Path
-    systems: Annotated[dict[Name, Path], Field(min_length=1, max_length=8)]
-    excerpts: Annotated[list[Name], Field(min_length=1)]
-    training: Name
-    preference: tuple[Name, Name] | None = None
-    genres: dict[Name, str] = {}
+    seconds: Annotated[float, Field(gt=0, le=60)] = 15.0  # of an excerpt; a shorter file is used as a whole
+    reference: Path  # folder of the clean originals, one file for each excerpt
+    systems: Annotated[dict[Name, Path], Field(min_length=1, max_length=8)]  # folder of each one's results
 
 
 def read_config(path: Path) -> StudyConfig:
@@ -142,14 +135,10 @@ def build(config: StudyConfig, out: Path, progress: bool = True) -> list[str]:
             for name, waveform in stimuli.items():
                 files.write(folder / "audio" / excerpt / f"{name}.flac", waveform, RATE, "PCM_24", {})
         study = Study(
-            folder=out,
-            title=config.title,
-            seed=config.seed,
-            conditions=[*config.systems, REFERENCE, ANCHOR],
-            excerpts=config.excerpts,
-            training=config.training,
-            preference=config.preference,
+            **config.model_dump(exclude={"seconds", "reference", "systems", "genres"}),
             genres={excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
+            folder=out,
+            conditions=[*config.systems, REFERENCE, ANCHOR],
             secret=secrets.token_hex(32),
         )
         (folder / STUDY_FILE).write_text(study.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -205,19 +194,11 @@ def low_anchor(waveform: Waveform) -> Waveform:
     return np.asarray(signal.sosfiltfilt(sections, waveform, axis=-1), dtype=np.float32)
 
 
-class Study(BaseModel):
+class Study(_Described):
     """A study that was built, and what a listener gets of it; `secret` keeps addresses from telling what is heard."""
 
-    model_config = ConfigDict(frozen=True)
-
     folder: Annotated[Path, Field(exclude=True)]
-    title: str
-    seed: int
     conditions: list[str]
-    excerpts: list[str]
-    training: str
-    preference: tuple[str, str] | None
-    genres: dict[str, str]
     secret: str
 
     def order(self, code: str) -> list[str]:

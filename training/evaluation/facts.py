@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +29,8 @@ from training.data.scenes import Scene, SceneRenderer
 from .clips import Clip, load_clips, read_responses
 
 CALLED = {"rt60_s": "RT60, s", "drr_db": "DRR, dB", "snr_db": "SNR, dB", "voice": "with voice"}  # of what is known
-QUANTILES = (0.05, 0.5, 0.95)
-INSIDE = (0.02, 0.98)  # of the training's distribution
+QUANTILES = [0.05, 0.5, 0.95]
+INSIDE = [0.02, 0.98]  # of the training's distribution
 MOST_OUTSIDE = 0.1  # share of the clips' values, from which on a row is marked
 
 
@@ -70,28 +69,24 @@ def tabulate_distributions(training: Sequence[dict[str, float]], clips: Sequence
 
     That of voices has one value, its mean.
     """
-    ours, theirs = ({name: _defined(rows, name) for name in training[0]} for rows in (training, clips))
+    tables = pd.DataFrame(training), pd.DataFrame(clips)
     lines = [
         f"{len(training)} scenes, {len(clips)} clips: 5, 50 and 95 % quantiles.",
         "",
         "| | training | clips | clips outside, % | |",
         "|---|---|---|---|---|",
     ]
-    for name in ours:
+    for name in training[0]:
+        ours, theirs = (table[name].dropna() for table in tables)
         if name == "voice":
-            lines.append(f"| {CALLED[name]} | {ours[name].mean():.2f} | {theirs[name].mean():.2f} | | |")
+            lines.append(f"| {CALLED[name]} | {ours.mean():.2f} | {theirs.mean():.2f} | | |")
             continue
-        cells = [", ".join(f"{value:.1f}" for value in np.quantile(each[name], QUANTILES)) for each in (ours, theirs)]
-        low, high = np.quantile(ours[name], INSIDE)
-        outside = float(np.mean((theirs[name] < low) | (theirs[name] > high)))
+        cells = [", ".join(f"{value:.1f}" for value in each.quantile(QUANTILES)) for each in (ours, theirs)]
+        low, high = ours.quantile(INSIDE)
+        outside = float(np.mean((theirs < low) | (theirs > high)))
         mark = "widen" if outside > MOST_OUTSIDE else ""
         lines.append(f"| {CALLED.get(name, name)} | {' | '.join(cells)} | {100 * outside:.0f} | {mark} |")
     return "\n".join(lines)
-
-
-def _defined(rows: Iterable[dict[str, Any]], name: str) -> np.ndarray:
-    values = np.array([row[name] for row in rows])
-    return values[~np.isnan(values)]
 
 
 def tabulate_errors(found: pd.DataFrame, wanted: pd.DataFrame) -> str:

@@ -114,7 +114,8 @@ def srmr(waveform: NDArray[np.float32]) -> float:
     # The bandwidth in which 90 % of the energy lies, counted from below, decides how many fast bands count.
     share = np.cumsum(energy.sum(axis=1)[::-1]) / energy.sum()
     bandwidth_hz = _erb_hz(centres_hz[::-1][int(np.argmax(share > 0.9))])
-    lower_edges_hz = MODULATION_HZ - _half_width_hz()
+    half_widths_hz = np.tan(np.pi * MODULATION_HZ / SAMPLE_RATE) / MODULATION_Q * SAMPLE_RATE / (2 * np.pi)
+    lower_edges_hz = MODULATION_HZ - half_widths_hz
     used = max(5, int(np.searchsorted(lower_edges_hz, bandwidth_hz, side="right")))
     return float(energy[:, :4].sum() / energy[:, 4:used].sum())
 
@@ -129,10 +130,6 @@ def centre_frequencies() -> NDArray[np.float64]:
 
 def _erb_hz(centre_hz: float) -> float:
     return float(centre_hz / EAR_Q + LEAST_BANDWIDTH_HZ)
-
-
-def _half_width_hz() -> NDArray[np.float64]:
-    return np.tan(np.pi * MODULATION_HZ / SAMPLE_RATE) / MODULATION_Q * SAMPLE_RATE / (2 * np.pi)
 
 
 def gammatone(waveform: NDArray[np.float32], centre_hz: float) -> NDArray[np.float64]:

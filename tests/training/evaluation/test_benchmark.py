@@ -149,7 +149,7 @@ def test_the_command_goes_on_reports_and_shows(folders, short, toy_model: Path, 
     assert main([*words, "--systems", "faithful,prediction,ceiling"]) == 0
     assert (tmp_path / "out" / "results.jsonl").read_text().splitlines() == lines
     page = (tmp_path / "out" / "page.html").read_text()
-    assert page.count("<audio") == 3 * page.count("<img") > 0 and "http" not in page
+    assert page.count("<audio") == 3 * page.count("<img") > 0 and "://" not in page
     assert len(list((tmp_path / "out" / "kept" / "reference").iterdir())) == len(CONDITIONS)
     assert len((tmp_path / "out" / "runs.log").read_text().splitlines()) == 2
     assert main(["--clips", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 1
