@@ -196,11 +196,8 @@ def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, values: dict[str, Any], optimizer: str
-) -> None:
-    values["train"]["optimizer"] = optimizer
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["train"]["optimizer"] = "muon"  # without discriminators it is AdamW that goes on
     config = VocoderConfig.model_validate(values)
     VocoderTrainer(config, tmp_path / "whole").fit(StopAfter())
     VocoderTrainer(config, tmp_path / "parts").fit(StopAfter(2))

@@ -17,8 +17,7 @@ from pipeline_aud2studio.spectral import BandTransform
 from training.build import build_optimizer
 from training.config import ConfigError
 from training.jsonl import read_rows
-from training.loop import learning_rate
-from training.vocoder.config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
+from training.vocoder.config import VocoderConfig, VocoderLossConfig, load_vocoder_config
 from training.vocoder.examples import CleanMels, MusicCrops, batches
 from training.vocoder.objective import (
     ENDS,
@@ -124,15 +123,6 @@ def test_full_size_is_nvidias() -> None:
     assert tuple(vocoder.config.upsample_kernel_sizes) == (8, 8, 4, 4, 4, 4)
     assert config.train.crop_frames * config.mel.hop_length == 65536
     assert config.loss.mel == pytest.approx(15 * 7 / math.log(10), rel=1e-3)
-
-
-def test_learning_rate_warms_up_stays_and_decays() -> None:
-    train = VocoderTrainConfig(lr=1e-3, lr_warmup_steps=10, max_train_steps=110, lr_decay_steps=20)
-    rates = [learning_rate(step, train) for step in range(111)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[60] == rates[90] == pytest.approx(1e-3)
-    assert rates[100] == pytest.approx(0.5e-3)
-    assert rates[110] == pytest.approx(0.0)
 
 
 def test_muon_gets_the_inner_convolutions() -> None:
