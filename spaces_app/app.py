@@ -38,8 +38,9 @@ from pipeline_aud2studio import shipped_weights
 from pipeline_aud2studio.infer import load_pipeline
 from pipeline_aud2studio.restore_file import Settings
 from spaces_app import player
-from spaces_app.sentences import (
+from spaces_app.studio import (
     BUSY,
+    FORMATS,
     INTRODUCTION,
     MAX_BYTES,
     MAX_RECORDINGS,
@@ -47,8 +48,9 @@ from spaces_app.sentences import (
     TOO_LARGE,
     VOCODER_IS_DRY,
     Refused,
+    Tell,
+    restore_recordings,
 )
-from spaces_app.studio import FORMATS, Tell, restore_recordings
 
 if TYPE_CHECKING:
     from pipeline_aud2studio.pipeline import Aud2StudioPipeline
@@ -165,22 +167,7 @@ def build(runs: Runs) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(min_width=300):
-                uploaded = gr.File(
-                    label=f"Recordings, up to {MAX_RECORDINGS} of one performance",
-                    file_count="multiple",
-                    elem_id="uploaded",
-                )
-                take_example = gr.Button("Take the example: music in a coffee shop, 12 s", elem_id="example")
-                recorded = gr.Audio(label="or record", sources=["microphone"], type="filepath", elem_id="recorded")
-                with gr.Accordion("Settings", open=False, elem_id="settings"):
-                    reconstruction = gr.Radio([*KINDS], value=[*KINDS][0], label="Reconstruction")
-                    steps = gr.Slider(0, 50, 0, step=1, label="Denoising steps of the vocoder (0: the model's own)")
-                    seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
-                    dryness = gr.Slider(0, 1, 1, label="Dryness: 0 is the recording, 1 is fully restored")
-                    tilt_db = gr.Slider(-12, 12, 0, step=0.5, label="Tilt in dB: darker to brighter")
-                    limit = gr.Checkbox(False, label="Limiter")
-                    container = gr.Radio(list(FORMATS), value="FLAC", label="Format of the download")
-                button = gr.Button("Restore", variant="primary", elem_id="restore")
+                inputs, take_example, button = _controls()
             with gr.Column(min_width=300):
                 outcome = gr.HTML(
                     value=player.HINT,
@@ -191,8 +178,7 @@ def build(runs: Runs) -> gr.Blocks:
                     max_bytes=MAX_BYTES,
                     too_large=player.error(TOO_LARGE),
                 )
-        take_example.click(example, None, uploaded, queue=False, api_visibility="private")
-        inputs = [uploaded, recorded, reconstruction, steps, seed, dryness, tilt_db, limit, container]
+        take_example.click(example, None, inputs[0], queue=False, api_visibility="private")
         # Whatever was there before gives way to the progress.
         started = button.click(None, None, outcome, js=f"() => {json.dumps(player.WAITING)}")
         done = started.then(restore, inputs, outcome, concurrency_limit=1, api_name="restore", show_progress="hidden")
@@ -200,6 +186,26 @@ def build(runs: Runs) -> gr.Blocks:
         done.failure(None, None, outcome, js=f"() => {json.dumps(player.error(BUSY))}")
     page.queue(max_size=20)
     return page
+
+
+def _controls() -> tuple[list[gr.components.Component], gr.Button, gr.Button]:
+    """The left column: what `restore` is given, in its order, and the buttons of the example and of the start."""
+    uploaded = gr.File(
+        label=f"Recordings, up to {MAX_RECORDINGS} of one performance", file_count="multiple", elem_id="uploaded"
+    )
+    take_example = gr.Button("Take the example: music in a coffee shop, 12 s", elem_id="example")
+    recorded = gr.Audio(label="or record", sources=["microphone"], type="filepath", elem_id="recorded")
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        settings = [
+            gr.Radio([*KINDS], value=[*KINDS][0], label="Reconstruction"),
+            gr.Slider(0, 50, 0, step=1, label="Denoising steps of the vocoder (0: the model's own)"),
+            gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+            gr.Slider(0, 1, 1, label="Dryness: 0 is the recording, 1 is fully restored"),
+            gr.Slider(-12, 12, 0, step=0.5, label="Tilt in dB: darker to brighter"),
+            gr.Checkbox(False, label="Limiter"),
+            gr.Radio(list(FORMATS), value="FLAC", label="Format of the download"),
+        ]
+    return [uploaded, recorded, *settings], take_example, gr.Button("Restore", variant="primary", elem_id="restore")
 
 
 def theme() -> gr.themes.Base:

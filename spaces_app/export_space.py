@@ -21,7 +21,6 @@ LEFT_OUT = (
     "demo.py",
     "export_space.py",
     "listening_test.*",
-    "ratings.py",
     "requirements.txt",
     "study.py",
 )

@@ -15,13 +15,18 @@ import argparse
 import json
 import logging
 import secrets
+import sqlite3
 import sys
+import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import pandas as pd
 import uvicorn
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -30,13 +35,124 @@ from starlette.routing import Route
 
 from pipeline_aud2studio.files import atomic_path
 from spaces_app.analysis import analyze, markdown, plot
-from spaces_app.ratings import Store, export
-from spaces_app.study import Study, build, draft, load_study, read_config
+from spaces_app.study import REFERENCE, Study, build, draft, load_study, read_config
 
 PAGE = Path(__file__).with_name("listening_test.html")
 DATABASE = "ratings.sqlite"
 CODE_LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # none that look alike
 TRAINING, MUSHRA, PREFERENCE = "training", "mushra", "preference"
+
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS listeners (code TEXT PRIMARY KEY, begun TEXT NOT NULL, trained INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS ratings (
+    code TEXT NOT NULL REFERENCES listeners (code), excerpt TEXT NOT NULL, condition TEXT NOT NULL,
+    score INTEGER NOT NULL CHECK (score BETWEEN 0 AND 100), at TEXT NOT NULL,
+    PRIMARY KEY (code, excerpt, condition));
+CREATE TABLE IF NOT EXISTS pages (
+    code TEXT NOT NULL, excerpt TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (code, excerpt));
+CREATE TABLE IF NOT EXISTS preferences (
+    code TEXT NOT NULL REFERENCES listeners (code), excerpt TEXT NOT NULL, preferred TEXT NOT NULL, over TEXT NOT NULL,
+    tie INTEGER NOT NULL CHECK (tie IN (0, 1)), at TEXT NOT NULL, PRIMARY KEY (code, excerpt));
+"""
+
+
+class Rating(NamedTuple):
+    """A score from 0 to 100."""
+
+    code: str
+    excerpt: str
+    condition: str
+    score: int
+
+
+class Preference(NamedTuple):
+    """`tie` is 1 where neither was preferred."""
+
+    code: str
+    excerpt: str
+    preferred: str
+    over: str
+    tie: int
+
+
+class Store:
+    """The answers in SQLite, nothing about a person; what a call has returned from survives a crash of the machine."""
+
+    def __init__(self, path: Path) -> None:
+        # Without an isolation level every statement is a transaction.
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._lock = threading.Lock()
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._connection.executescript(SCHEMA)
+
+    def _do(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def begin(self, code: str) -> None:
+        """A listener begins, or comes back."""
+        self._do("INSERT OR IGNORE INTO listeners (code, begun) VALUES (?, ?)", code, _now())
+
+    def known(self, code: str) -> bool:
+        return bool(self._do("SELECT 1 FROM listeners WHERE code = ?", code))
+
+    def train(self, code: str) -> None:
+        """The listener has finished the training page."""
+        self._do("UPDATE listeners SET trained = 1 WHERE code = ?", code)
+
+    def trained(self, code: str) -> bool:
+        return bool(self._do("SELECT 1 FROM listeners WHERE code = ? AND trained", code))
+
+    def rate(self, code: str, excerpt: str, condition: str, score: int) -> None:
+        """A later rating of the same stimulus replaces an earlier one."""
+        self._do("INSERT OR REPLACE INTO ratings VALUES (?, ?, ?, ?, ?)", code, excerpt, condition, score, _now())
+
+    def finish(self, code: str, excerpt: str) -> None:
+        """The listener has gone on to the next page."""
+        self._do("INSERT OR IGNORE INTO pages VALUES (?, ?, ?)", code, excerpt, _now())
+
+    def prefer(self, code: str, excerpt: str, preferred: str, over: str, tie: bool) -> None:
+        values = code, excerpt, preferred, over, int(tie), _now()
+        self._do("INSERT OR REPLACE INTO preferences VALUES (?, ?, ?, ?, ?, ?)", *values)
+
+    def ratings(self, code: str = "%") -> list[Rating]:
+        """Lists the ratings of a listener, or of all."""
+        query = "SELECT code, excerpt, condition, score FROM ratings WHERE code LIKE ? ORDER BY 1, 2, 3"
+        return [Rating(*row) for row in self._do(query, code)]
+
+    def finished(self, code: str) -> set[str]:
+        """Excerpts whose page this listener has left behind."""
+        return {row[0] for row in self._do("SELECT excerpt FROM pages WHERE code = ?", code)}
+
+    def preferences(self, code: str = "%") -> list[Preference]:
+        """Lists the preferences of a listener, or of all."""
+        query = "SELECT code, excerpt, preferred, over, tie FROM preferences WHERE code LIKE ? ORDER BY 1, 2"
+        return [Preference(*row) for row in self._do(query, code)]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# --- The server ------------------------------------------------------------------------------------------------------
+
+
+class Message(BaseModel):
+    """What a page says of one of its stimuli."""
+
+    model_config = ConfigDict(strict=True)
+
+    code: str
+    number: Annotated[int, Field(ge=0)]  # of the page
+    token: str = ""
+    score: Annotated[int, Field(ge=0, le=100)] | None = None
+    tie: bool = False
 
 
 class Server:
@@ -63,7 +179,8 @@ class Server:
 
     async def begin(self, request: Request) -> Response:
         """A new listener, or one who comes back with his code: all that is left for him to do."""
-        code = str((await _content(request)).get("code") or "").strip().upper()
+        content = await _content(request)
+        code = str(content.get("code") or "").strip().upper()
         if code and not self.store.known(code):
             raise HTTPException(404, f"The code {code} is not known here: check it, or begin without one.")
         code = code or "".join(secrets.choice(CODE_LETTERS) for _ in range(8))
@@ -105,58 +222,58 @@ class Server:
             raise HTTPException(404, f"There is no page {number}.")
         return order[number]
 
-    def _stimulus(self, content: dict[str, Any], key: str = "token") -> tuple[str, str, str]:
-        """Code, excerpt and condition that a message is about."""
-        code = _text(content, "code")
-        if not self.store.known(code):
-            raise HTTPException(404, f"The code {code} is not known here.")
-        excerpt = self._excerpt(code, _whole(content, "number", 0, len(self.study.excerpts)))
-        condition = self.study.condition(code, excerpt, _text(content, key))
+    async def _message(self, request: Request) -> tuple[Message, str]:
+        """Reads a message of somebody who is known, and the excerpt that it is about."""
+        try:
+            message = Message.model_validate(await _content(request))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise HTTPException(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if not self.store.known(message.code):
+            raise HTTPException(404, f"The code {message.code} is not known here.")
+        return message, self._excerpt(message.code, message.number)
+
+    def _condition(self, code: str, excerpt: str, token: str) -> str:
+        condition = self.study.condition(code, excerpt, token)
         if condition is None:
             raise HTTPException(404, "This stimulus is not one of the page.")
-        return code, excerpt, condition
+        return condition
 
     async def rate(self, request: Request) -> Response:
-        content = await _content(request)
-        code, excerpt, condition = self._stimulus(content)
-        score = _whole(content, "score", 0, 100)
+        message, excerpt = await self._message(request)
+        condition = self._condition(message.code, excerpt, message.token)
+        if message.score is None:
+            raise HTTPException(400, "score is missing.")
         if excerpt != self.study.training:
-            self.store.rate(code, excerpt, condition, score)
+            self.store.rate(message.code, excerpt, condition, message.score)
         return JSONResponse({"stored": True})
 
     async def finish(self, request: Request) -> Response:
         """The listener leaves a page: refused while a rating of it is missing."""
-        content = await _content(request)
-        code = _text(content, "code")
-        if not self.store.known(code):
-            raise HTTPException(404, f"The code {code} is not known here.")
-        excerpt = self._excerpt(code, _whole(content, "number", 0, len(self.study.excerpts)))
+        message, excerpt = await self._message(request)
         if excerpt == self.study.training:
-            self.store.train(code)
+            self.store.train(message.code)
         else:
-            rated = {rating.condition for rating in self.store.ratings(code) if rating.excerpt == excerpt}
+            rated = {rating.condition for rating in self.store.ratings(message.code) if rating.excerpt == excerpt}
             if missing := len(set(self.study.conditions) - rated):
                 raise HTTPException(409, f"{missing} of the recordings on this page are not rated yet.")
-            self.store.finish(code, excerpt)
+            self.store.finish(message.code, excerpt)
         return JSONResponse({"stored": True})
 
     async def prefer(self, request: Request) -> Response:
-        content = await _content(request)
-        code, excerpt, preferred = self._stimulus(content)
-        pair = self.study.pair(code, excerpt)
+        message, excerpt = await self._message(request)
+        preferred, pair = self._condition(message.code, excerpt, message.token), self.study.pair(message.code, excerpt)
         if preferred not in pair:
             raise HTTPException(404, "This stimulus is not one of the pair.")
         over = next(name for name in pair if name != preferred)
-        self.store.prefer(code, excerpt, preferred, over, bool(content.get("tie")))
+        self.store.prefer(message.code, excerpt, preferred, over, message.tie)
         return JSONResponse({"stored": True})
 
     async def audio(self, request: Request) -> Response:
         code, token = request.path_params["code"], request.path_params["token"]
         part = request.path_params["part"]
         excerpt = self._excerpt(code, int(part) if part.isdecimal() else -1)
-        condition = "reference" if token == "open" else self.study.condition(code, excerpt, token)
-        if condition is None:
-            raise HTTPException(404, "There is no such recording.")
+        condition = REFERENCE if token == "open" else self._condition(code, excerpt, token)
         return FileResponse(self.study.audio(excerpt, condition), media_type="audio/flac")
 
 
@@ -175,20 +292,6 @@ async def _content(request: Request) -> dict[str, Any]:
     return content
 
 
-def _text(content: dict[str, Any], key: str) -> str:
-    value = content.get(key)
-    if not isinstance(value, str):
-        raise HTTPException(400, f"{key} is missing.")
-    return value
-
-
-def _whole(content: dict[str, Any], key: str, low: int, high: int) -> int:
-    value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise HTTPException(400, f"{key} has to be a whole number from {low} to {high}.")
-    return value
-
-
 def serve(folder: Path, host: str, port: int) -> None:
     study, store = load_study(folder), Store(folder / DATABASE)
     print(f"http://{host}:{port} - answers go to {folder / DATABASE}", flush=True)
@@ -199,19 +302,22 @@ def serve(folder: Path, host: str, port: int) -> None:
 
 
 def report(folder: Path) -> Path:
-    """Writes the tables as CSV, and `analysis.json`, `.md` and `.png`."""
+    """Writes the answers as CSV, and `analysis.json`, `.md` and `.png`."""
     study, store = load_study(folder), Store(folder / DATABASE)
     try:
-        export(store, folder)
-        ratings, preferences = store.ratings(), store.preferences()
+        ratings = pd.DataFrame(store.ratings(), columns=Rating._fields)
+        preferences = pd.DataFrame(store.preferences(), columns=Preference._fields)
     finally:
         store.close()
-    if not ratings:
+    for name, table in (("ratings", ratings), ("preferences", preferences)):
+        with atomic_path(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    if ratings.empty:
         raise ValueError(f"{folder / DATABASE} holds no ratings yet")
     system = None if study.preference is None else study.preference[0]
     found = analyze(ratings, preferences, study.genres, system)
     with atomic_path(folder / "analysis.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        pd.Series(found).to_json(temporary, indent=1, force_ascii=False)  # what is not a number becomes null
     (folder / "analysis.md").write_text(markdown(found), encoding="utf-8")
     if found["scores"]:
         plot(folder / "analysis.png", found)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,32 +32,25 @@ CONTROLS = ("ceiling", "input")  # of the benchmark's systems, those that are no
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class StudyConfig(BaseModel):
-    """A study's YAML.
+class _Described(BaseModel):
+    """What a study's YAML and the built study both say."""
 
-    Attributes:
-        title: Heads the page.
-        seed: Of every order.
-        seconds: Length of an excerpt; a shorter file is used as a whole.
-        reference: Folder of the clean originals, one file for each excerpt.
-        systems: Folder of the results of each system, with files of the same names.
-        excerpts: The files' names without their suffix.
-        training: An excerpt to get used to the page, which is not rated.
-        preference: Two systems that a second part compares in pairs, or none.
-        genres: Genre by excerpt.
-    """
+    title: str  # heads the page
+    seed: int = 0  # of every order
+    excerpts: Annotated[list[Name], Field(min_length=1)]  # the files' names without their suffix
+    training: Name  # an excerpt to get used to the page, which is not rated
+    preference: tuple[Name, Name] | None = None  # two systems that a second part compares in pairs
+    genres: dict[Name, str] = {}  # by excerpt
+
+
+class StudyConfig(_Described):
+    """A study's YAML."""
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str
-    seed: int = 0
-    seconds: Annotated[float, Field(gt=0, le=60)] = 15.0
-    reference: Path
-    systems: Annotated[dict[Name, Path], Field(min_length=1, max_length=8)]
-    excerpts: Annotated[list[Name], Field(min_length=1)]
-    training: Name
-    preference: tuple[Name, Name] | None = None
-    genres: dict[Name, str] = {}
+    seconds: Annotated[float, Field(gt=0, le=60)] = 15.0  # of an excerpt; a shorter file is used as a whole
+    reference: Path  # folder of the clean originals, one file for each excerpt
+    systems: Annotated[dict[Name, Path], Field(min_length=1, max_length=8)]  # folder of each one's results
 
 
 def read_config(path: Path) -> StudyConfig:
@@ -142,17 +134,14 @@ def build(config: StudyConfig, out: Path, progress: bool = True) -> list[str]:
             (folder / "audio" / excerpt).mkdir(parents=True)
             for name, waveform in stimuli.items():
                 files.write(folder / "audio" / excerpt / f"{name}.flac", waveform, RATE, "PCM_24", {})
-        study = {
-            "title": config.title,
-            "seed": config.seed,
-            "conditions": [*config.systems, REFERENCE, ANCHOR],
-            "excerpts": config.excerpts,
-            "training": config.training,
-            "preference": config.preference,
-            "genres": {excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
-            "secret": hashlib.sha256(os.urandom(32)).hexdigest(),  # so that no address tells what is heard
-        }
-        (folder / STUDY_FILE).write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+        study = Study(
+            **config.model_dump(exclude={"seconds", "reference", "systems", "genres"}),
+            genres={excerpt: config.genres.get(excerpt, "unknown") for excerpt in config.excerpts},
+            folder=out,
+            conditions=[*config.systems, REFERENCE, ANCHOR],
+            secret=secrets.token_hex(32),
+        )
+        (folder / STUDY_FILE).write_text(study.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return notices
 
 
@@ -205,18 +194,11 @@ def low_anchor(waveform: Waveform) -> Waveform:
     return np.asarray(signal.sosfiltfilt(sections, waveform, axis=-1), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study that was built, and what a listener gets of it."""
+class Study(_Described):
+    """A study that was built, and what a listener gets of it; `secret` keeps addresses from telling what is heard."""
 
-    folder: Path
-    title: str
-    seed: int
-    conditions: tuple[str, ...]
-    excerpts: tuple[str, ...]
-    training: str
-    preference: tuple[str, str] | None
-    genres: Mapping[str, str]
+    folder: Annotated[Path, Field(exclude=True)]
+    conditions: list[str]
     secret: str
 
     def order(self, code: str) -> list[str]:
@@ -258,15 +240,4 @@ def load_study(folder: Path) -> Study:
         content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not the folder of a study: {error}") from error
-    pair = content["preference"]
-    return Study(
-        folder,
-        content["title"],
-        content["seed"],
-        tuple(content["conditions"]),
-        tuple(content["excerpts"]),
-        content["training"],
-        None if pair is None else (pair[0], pair[1]),
-        content["genres"],
-        content["secret"],
-    )
+    return Study(folder=folder, **content)

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -102,14 +102,6 @@ def prepare_cpu(threads: int | None, num_processes: int) -> None:
         torch.set_num_threads(threads)
 
 
-class Stop(Protocol):
-    """Whether the run was asked to stop."""
-
-    requested: bool
-
-    def close(self) -> None: ...
-
-
 class StopRequest:
     """From now on SIGTERM and Ctrl-C are a wish to stop after the step; a second Ctrl-C interrupts at once."""
 
@@ -156,7 +148,7 @@ class Run(ABC):
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         if self.device.type == "cpu":
             prepare_cpu(config.train.cpu_threads, self.accelerator.num_processes)
-        self.stop: Stop | None = None
+        self.stop: StopRequest | None = None
         self.history: History | None = None
         self.step = 0
         self.seconds = 0.0  # spent in this and all earlier parts of the run
@@ -186,7 +178,7 @@ class Run(ABC):
     def validate(self) -> None:
         """Reports how good the averaged weights are, and exports them if they are the best so far."""
 
-    def fit(self, stop: Stop | None = None) -> None:
+    def fit(self, stop: StopRequest | None = None) -> None:
         """Trains until a limit is reached or the run is asked to stop, then writes a checkpoint.
 
         Args:
@@ -324,9 +316,11 @@ def train(
     except (OSError, ValueError, SafetensorError) as error:  # a full disk, data that is gone or damaged
         logging.debug("Stopped after step %d.", run.step, exc_info=True)
         reason = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+        kept = list_checkpoints(output_dir)
+        last = f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
         print(
             f"{name}: stopped after step {run.step}: {reason.removeprefix('ValueError: ')}."
-            f" {last_checkpoint(output_dir)} Put it right, and --resume_from_checkpoint latest goes on.",
+            f" {last} Put it right, and --resume_from_checkpoint latest goes on.",
             file=sys.stderr,
         )
         return 1, None
@@ -335,9 +329,3 @@ def train(
         logging.info("Stopped after step %d; --resume_from_checkpoint latest goes on.", run.step)
         return 0, None
     return 0, run
-
-
-def last_checkpoint(output_dir: Path) -> str:
-    """Says in a sentence what there is to go on from."""
-    kept = list_checkpoints(output_dir)
-    return f"The last checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."

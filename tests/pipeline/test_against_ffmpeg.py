@@ -49,6 +49,7 @@ def ours(path: Path) -> np.ndarray:
         return np.zeros((2, 0), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "container", "end"), KINDS)
 def test_a_file_cut_anywhere_is_what_ffmpeg_makes_of_it(tmp_path: Path, codec: str, container: str, end: int) -> None:
     rate = 48000 if codec in ("libopus", "ac3") else 44100

@@ -35,6 +35,7 @@ sys.addaudithook(seen)
 """
 
 
+@pytest.mark.slow
 def test_standard_input_to_standard_output(toy_model: Path) -> None:
     words = ["--inputs", "-", "--save", "-", "--model", str(toy_model)]
     done = subprocess.run([*COMMAND, *words], input=encoded(music(2), "flac16"), env=ENVIRONMENT, capture_output=True)
@@ -44,6 +45,7 @@ def test_standard_input_to_standard_output(toy_model: Path) -> None:
     assert b"standard output.wav: 0.5 s in" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.15, 1.0, 4.0])
 def test_ctrl_c_at_any_time_is_one_line_and_leaves_nothing(tmp_path: Path, after_s: float) -> None:
     block = np.tile(music(2), (1, 240))
@@ -60,6 +62,7 @@ def test_ctrl_c_at_any_time_is_one_line_and_leaves_nothing(tmp_path: Path, after
     assert [path.name for path in tmp_path.iterdir()] == ["i.wav"]
 
 
+@pytest.mark.slow
 def test_the_whole_command_opens_no_connection(tmp_path: Path, toy_model: Path) -> None:
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)

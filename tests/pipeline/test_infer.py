@@ -90,6 +90,7 @@ def test_the_command_is_the_pipeline(cli, toy_pipeline: Aud2StudioPipeline, tmp_
     assert np.array_equal(files.read(tmp_path / "o.wav").waveform, first)
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder(toy_model: Path, tmp_path: Path) -> None:
     """Started as `accelerate launch` and torchrun do it, two processes restore what is missing once.
 
@@ -120,6 +121,7 @@ def test_processes_share_a_folder(toy_model: Path, tmp_path: Path) -> None:
     assert {(target / f"{number}.wav").read_bytes() for number in (2, 4)} == {b"made before"}
 
 
+@pytest.mark.slow
 def test_a_hundred_files_one_of_them_broken(cli, tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -137,6 +139,7 @@ def test_a_hundred_files_one_of_them_broken(cli, tmp_path: Path) -> None:
     assert (failed, len(entries)) == (["42.wav"], 100)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(toy_model: Path, tmp_path: Path) -> None:
     """The system itself refuses to write more of the decoded recording: what was there stays, and nothing else."""
     files.write(tmp_path / "i.wav", recording(2, 12.0), RATE)

@@ -95,6 +95,7 @@ def test_a_room_gets_drier_without_a_network(toy_pipeline) -> None:
     assert si_sdr(restored, early) > si_sdr(sound, early) + 5
 
 
+@pytest.mark.slow
 def test_blocks_are_the_whole_but_for_their_filters(toy_pipeline) -> None:
     """Spectra and powers do not show where a block begins; late sound is continuous there."""
     image: BandImage = toy_pipeline.image
@@ -136,6 +137,7 @@ def test_the_frames_of_both_resolutions_agree() -> None:
     assert int(fine.argmax()) // 4 == 7
 
 
+@pytest.mark.slow
 def test_other_recordings_take_part_where_they_help_and_nowhere_else(toy_pipeline) -> None:
     """A second microphone of the room that is only roughly aligned helps; silence and another piece change nothing."""
     sound, early = in_a_room(24.0)

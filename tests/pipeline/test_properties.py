@@ -14,6 +14,8 @@ from hypothesis.extra import numpy as arrays
 from pipeline_aud2studio import Aud2StudioPipeline
 from pipeline_aud2studio.audio import loudness_lufs
 
+pytestmark = pytest.mark.slow
+
 # The same examples every time; the fixture is only read.
 TRIES = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

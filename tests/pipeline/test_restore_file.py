@@ -110,6 +110,7 @@ print(samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_length(toy_model, tmp_path):
     """Six times the length, at most 10 % more memory; in processes of their own, whose peaks are theirs."""
     peaks = []

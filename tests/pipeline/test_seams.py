@@ -13,6 +13,8 @@ import torch
 from pipeline_aud2studio import Aud2StudioPipeline, audio, shipped_weights
 from pipeline_aud2studio.restore_file import Settings, restore, take_of_file
 
+pytestmark = pytest.mark.slow
+
 RATE = 48000  # not the model's: the resamplers have seams, too
 SECONDS = 11.0  # two chunks of the shipped model, 20 of the toy, three blocks on the disk
 BOUND = 1e-4  # -80 dBFS

@@ -56,6 +56,7 @@ def test_example_comes_out_better_at_its_own_loudness(pipeline, example):
     assert abs(change) < 0.5
 
 
+@pytest.mark.slow
 def test_chunk_grid_shows_below_the_stated_bound(pipeline, example):
     """Chunks that begin elsewhere change the result by less than -20 dB; their blocks of prediction are the same."""
     degraded, _, sampling_rate = example
@@ -68,6 +69,7 @@ def test_chunk_grid_shows_below_the_stated_bound(pipeline, example):
     assert sdr(other, whole) > 20
 
 
+@pytest.mark.slow
 def test_vocoder_read_out_is_the_same_music(pipeline, example):
     """The log-spectrum of the synthesised restoration follows the clean one; a vocoder on a wrong mel would not."""
     degraded, clean, sampling_rate = example

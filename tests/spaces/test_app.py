@@ -17,8 +17,9 @@ from concert import RATE, clock, heard, notes
 pytest.importorskip("gradio", reason="needs Gradio: pip install .[space]")
 
 from spaces_app import app, player  # noqa: E402
-from spaces_app.sentences import BUSY  # noqa: E402
-from spaces_app.studio import PICTURE_INCHES  # noqa: E402
+from spaces_app.studio import BUSY, PICTURE_INCHES  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 ARTEFACTS = Path("build") / "space"
 EXAMPLE = Path(app.__file__).parent / "examples" / "degraded.flac"

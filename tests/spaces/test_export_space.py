@@ -102,6 +102,7 @@ def test_an_empty_environment_with_its_requirements_opens_and_restores(tmp_path:
             server.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_the_folder_runs_without_the_repository(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="needs Gradio: pip install .[space]")
     out = tmp_path / "space"

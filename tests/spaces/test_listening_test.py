@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from study_files import write_study
 
-from spaces_app.listening_test import main
-from spaces_app.ratings import Store
+from spaces_app.listening_test import Server, Store, main
 from spaces_app.study import build, load_study, read_config
 
 PATIENCE_MS = 30_000
@@ -101,6 +101,7 @@ def next_page(page: Any) -> None:
     loaded(page)
 
 
+@pytest.mark.slow
 def test_two_listeners_at_once_a_pause_and_a_killed_server(server: Running, new_page: Callable[..., Any]) -> None:
     study = load_study(server.folder)
     first, second = new_page(server.address), new_page(server.address, 375)
@@ -158,13 +159,18 @@ def test_two_listeners_at_once_a_pause_and_a_killed_server(server: Running, new_
     store.close()
 
     assert main(["analyze", "--folder", str(server.folder)]) == 0
-    assert len((server.folder / "ratings.csv").read_text().splitlines()) == 1 + 8 + 4
+    rows = (server.folder / "ratings.csv").read_text().splitlines()
+    assert rows[0] == "code,excerpt,condition,score" and len(rows) == 1 + 8 + 4
+    (row,) = [row for row in rows if row.startswith(f"{codes[0]},{one},reference,")]
+    assert int(row.rsplit(",")[-1]) == given[codes[0]][study.stimuli(codes[0], one).index("reference")]
+    assert (server.folder / "preferences.csv").read_text().splitlines()[0] == "code,excerpt,preferred,over,tie"
     assert (
-        "| reference |" in (server.folder / "analysis.md").read_text()
+        "| reference " in (server.folder / "analysis.md").read_text()
         or "left out" in (server.folder / "analysis.md").read_text()
     )
 
 
+@pytest.mark.slow
 def test_switching_keeps_all_recordings_on_one_clock(shared: Running, new_page: Callable[..., Any]) -> None:
     """All sources start at one instant and never stop: a switch continues at the same sample."""
     page = new_page(shared.address)
@@ -186,6 +192,7 @@ def test_switching_keeps_all_recordings_on_one_clock(shared: Running, new_page: 
     assert page.get_attribute("#reference", "aria-pressed") == "true"
 
 
+@pytest.mark.slow
 def test_addresses_do_not_tell_what_is_heard(shared: Running, new_page: Callable[..., Any]) -> None:
     page = new_page(shared.address)
     begin(page)
@@ -193,30 +200,42 @@ def test_addresses_do_not_tell_what_is_heard(shared: Running, new_page: Callable
     assert [name for name in load_study(shared.folder).conditions if name in stimuli] == []
 
 
-def test_bad_messages_get_a_sentence(shared: Running, new_page: Callable[..., Any]) -> None:
-    page = new_page(shared.address)
-    before = Store(shared.folder / "ratings.sqlite").ratings()
-    page.fill("#code", "NOBODY")
-    page.click("#return")
-    page.wait_for_selector("#error >> text=The code NOBODY is not known here")
-    code = begin(page)
+def test_bad_messages_get_a_sentence(tmp_path: Path) -> None:
+    build(read_config(write_study(tmp_path)), tmp_path / "study", progress=False)
+    study, store = load_study(tmp_path / "study"), Store(tmp_path / "study" / "ratings.sqlite")
+    client = TestClient(Server(study, store).app())
+    answer = client.post("/api/begin", json={"code": "nobody"})
+    assert answer.status_code == 404 and "The code NOBODY is not known here" in answer.json()["error"]
+    code = client.post("/api/begin", json={}).json()["code"]
+    token = study.token(code, study.order(code)[0], "anchor")
     for path, content, status in [
         ("rate", {"code": code, "number": 1, "token": "x", "score": 3}, 404),
-        ("rate", {"code": code, "number": 1, "token": "x"}, 404),
-        ("rate", {"code": "NOBODY", "number": 1, "token": "x", "score": 3}, 404),
-        ("rate", {"code": code, "number": "1", "token": "x", "score": 3}, 400),
-        ("rate", {"code": code, "number": 99, "token": "x", "score": 3}, 400),
+        ("rate", {"code": code, "number": 1, "token": token}, 400),
+        ("rate", {"code": code, "number": 1, "token": token, "score": 101}, 400),
+        ("rate", {"code": code, "number": 1, "token": token, "score": True}, 400),
+        ("rate", {"code": "NOBODY", "number": 1, "token": token, "score": 3}, 404),
+        ("rate", {"code": code, "number": "1", "token": token, "score": 3}, 400),
+        ("rate", {"code": code, "number": 99, "token": token, "score": 3}, 404),
         ("finish", {"code": code, "number": 1}, 409),
         ("finish", [], 400),
         ("prefer", {"code": code, "number": 1, "token": "../../study.json"}, 404),
+        ("prefer", {"code": code, "number": 1, "token": token}, 404),  # not one of the pair
     ]:
-        answer = page.request.post(f"{shared.address}/api/{path}", data=content)
-        assert answer.status == status and answer.json()["error"], (path, content)
+        answer = client.post(f"/api/{path}", json=content)
+        assert answer.status_code == status and answer.json()["error"], (path, content)
     for address in ("audio/x/1/y.flac", f"audio/{code}/-1/open.flac", f"audio/{code}/1/..%2F..%2Fstudy.flac"):
-        assert page.request.get(f"{shared.address}/{address}").status == 404
-    assert Store(shared.folder / "ratings.sqlite").ratings() == before
+        assert client.get(address).status_code == 404
+    assert store.ratings() == []
+    assert client.post("/api/rate", json={"code": code, "number": 1, "token": token, "score": 3}).json()["stored"]
+    assert store.ratings(code) == [(code, study.order(code)[0], "anchor", 3)]
+    pages = client.post("/api/begin", json={"code": code}).json()["pages"]
+    page = next(page for page in pages if page["number"] == 1)
+    assert {each["token"]: each["score"] for each in page["stimuli"]}[token] == 3
+    assert client.get(page["reference"]).content == study.audio(study.order(code)[0], "reference").read_bytes()
+    store.close()
 
 
+@pytest.mark.slow
 def test_contrast_and_keyboard(shared: Running, new_page: Callable[..., Any], contrast: Any) -> None:
     page = new_page(shared.address)
     begin(page)

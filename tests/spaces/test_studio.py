@@ -16,7 +16,7 @@ from pipeline_aud2studio import Aud2StudioPipeline, files
 from pipeline_aud2studio.infer import build_parser, restore
 from pipeline_aud2studio.inspection import inspect
 from pipeline_aud2studio.restore_file import Settings
-from spaces_app import player, sentences, studio
+from spaces_app import player, studio
 from spaces_app.studio import Outcome, Refused, restore_recordings
 
 RATE = 44_100
@@ -90,7 +90,7 @@ def test_the_facts_are_those_of_inspect(restored: Restore, toy_pipeline: Aud2Stu
 
 def test_facts_have_words_and_units() -> None:
     values = {"rt60_s": 1.44, "drr_db": -9.5, "snr_db": 10.0, "bandwidth_hz": 16_480.0, "voice": 0.81}
-    assert [*sentences.facts(values)] == [
+    assert [*studio.facts(values)] == [
         ("Reverberation (RT60)", "1.4 s", "a hall"),
         ("Direct sound over room (DRR)", "\u22129.5 dB", "far from the loudspeakers"),
         ("Music over audience (SNR)", "10.0 dB", "an audience"),
@@ -219,7 +219,7 @@ def test_recordings_of_two_performances_are_refused(restored: Restore, tmp_path:
 
 def test_every_format_that_is_read_is_named_before_the_upload() -> None:
     same = {"oga": "ogg", "aif": "aiff", "mka": "mkv"}
-    words = {word.lower() for word in re.findall(r"\w+", sentences.INTRODUCTION)}
+    words = {word.lower() for word in re.findall(r"\w+", studio.INTRODUCTION)}
     assert {same.get(name, name) for name in (suffix[1:] for suffix in files.SUFFIXES_READ)} <= words
     for promise in ("10 minutes", "250 MB each", "a FLAC or WAV file", "MB as FLAC", "mixed down to stereo"):
-        assert promise in " ".join(sentences.INTRODUCTION.split())
+        assert promise in " ".join(studio.INTRODUCTION.split())

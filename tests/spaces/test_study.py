@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from study_files import write_study
 
-from spaces_app.ratings import Preference, Rating, Store, export
+from spaces_app.listening_test import Preference, Rating, Store
 from spaces_app.study import RATE, build, draft, load_study, low_anchor, read_config
 
 
@@ -117,13 +117,6 @@ def test_answers_are_rows_and_bad_ones_leave_no_trace(tmp_path: Path) -> None:
     again = Store(tmp_path / "ratings.sqlite")  # while the other one is open
     expected = [Rating("AB", "one", "restored", 80), Rating("AB", "two", "anchor", 0)]
     assert store.ratings() == again.ratings() == expected
-    ratings, preferences = export(again, tmp_path)
-    assert ratings.read_text().splitlines() == [
-        "code,excerpt,condition,score",
-        "AB,one,restored,80",
-        "AB,two,anchor,0",
-    ]
-    assert preferences.read_text().splitlines()[1] == "AB,one,restored,recording,0"
     assert again.preferences("AB") == [Preference("AB", "one", "restored", "recording", 0)]
-    columns = again._rows("SELECT name FROM pragma_table_info('listeners')")
+    columns = again._do("SELECT name FROM pragma_table_info('listeners')")
     assert columns == [("code",), ("begun",), ("trained",)]

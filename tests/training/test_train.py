@@ -163,6 +163,7 @@ def test_the_exported_pipeline_holds_the_averaged_weights_in_half_precision(refe
     assert np.isfinite(restored).all()
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_and_resumed_is_the_same_to_the_bit(config, reference, tmp_path):
     process = start(config, tmp_path)
     wait_for_step(process, 2)
@@ -175,6 +176,7 @@ def test_stopped_by_sigterm_and_resumed_is_the_same_to_the_bit(config, reference
     assert_same_state(reference, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_an_interval_and_never_a_checkpoint(config, reference, tmp_path):
     process = start(config, tmp_path, "--checkpointing_steps", "1")
     wait_for_step(process, 4)
@@ -192,6 +194,7 @@ def test_a_kill_loses_at_most_an_interval_and_never_a_checkpoint(config, referen
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_agree(config, tmp_path):
     script = tmp_path / "launched.py"
     script.write_text(
@@ -231,6 +234,7 @@ def test_two_processes_train_and_agree(config, tmp_path):
     assert state["data"] == {"batch": 3}
 
 
+@pytest.mark.slow
 def test_micro_batches_and_checkpointing_change_nothing_but_memory(config, tmp_path, monkeypatch):
     """The parts of a batch have noise of their own; without noise, losses and gradients are those of the whole."""
     found = []
@@ -260,6 +264,7 @@ def test_micro_batches_and_checkpointing_change_nothing_but_memory(config, tmp_p
         assert accumulated[name] == pytest.approx(whole[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_the_weights_of_a_pipeline(config, reference, tmp_path):
     assert run(config, tmp_path, "--init_from", str(reference / "pipeline"), "--max_train_steps", "1") == 0
     given = load_file(reference / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -272,6 +277,7 @@ def test_a_run_starts_with_the_weights_of_a_pipeline(config, reference, tmp_path
     assert (state["step"], state["ema_updates"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_an_export_with_a_vocoder_is_complete(config, toy_pipeline, tmp_path):
     toy_pipeline.vocoder.save_pretrained(tmp_path / "vocoder")
     options = ["--max_train_steps", "1", "--set", "data.validation_clips=null", "--export", str(tmp_path / "hub")]
@@ -320,6 +326,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(config, reference, tmp_
     assert "does not fit this configuration" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_limits_in_minutes_count_over_resumed_runs(config, reference, tmp_path):
     checkpoint = str(reference / f"checkpoint-{STEPS}")
     options = ["--resume_from_checkpoint", checkpoint, "--max_train_steps", "99", "--max_train_minutes", "0.0001"]
@@ -327,6 +334,7 @@ def test_limits_in_minutes_count_over_resumed_runs(config, reference, tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{STEPS}"]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(config, tmp_path):
     options = ["--mixed_precision", "bf16", "--max_train_steps", "2", "--set", "data.validation_clips=null"]
     assert run(config, tmp_path, *options) == 0
@@ -334,6 +342,7 @@ def test_bfloat16_trains(config, tmp_path):
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_the_briefs_configuration_trains_a_step(material, tmp_path, monkeypatch, caplog):
     """The YAML, at its 48 kHz. Only its size is cut: a step at full size takes a CPU minutes."""
     (tmp_path / "data").mkdir()
@@ -424,6 +433,7 @@ def test_eight_kills_lose_at_most_an_interval_each_and_change_nothing(config, tm
     assert 3 < seen < KILLED_STEPS
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_explained_and_loses_nothing(config, reference, tmp_path) -> None:
     """The last checkpoint stays, what could not be written leaves no checkpoint, and the run ends as it should."""
     options = ["--config", str(config), "--output_dir", str(tmp_path / "run"), "--report_to", "none"]
@@ -443,6 +453,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(config, reference, tmp_path)
     assert_same_state(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 def test_data_that_is_gone_are_named(material, config, tmp_path, capsys) -> None:
     """A piece of music that is not where it was; back in its place, the run goes on."""
     moved = tmp_path / "material"

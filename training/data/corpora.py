@@ -11,11 +11,12 @@ stopped.
 
 import argparse
 import hashlib
+import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,60 +62,10 @@ class Package:
     split: str = "train"
 
 
-PACKAGES = (
-    Package("ufoai-music", "electronic, ambient", "CC-BY-SA, GPL-2, CC-BY"),
-    Package("naev-data", "electronic", "GPL, CC-BY, CC-BY-SA"),
-    Package("wesnoth-1.16-music", "orchestral", "GPL-2+"),
-    Package("supertux-data", "guitar, drums, piano", "GPL-2+"),
-    Package("hedgewars-data", "guitar, rock, mixed", "GPL-2"),
-    Package("nexuiz-music", "techno", "GPL-2+"),
-    Package("singularity-music", "electronic", "CC-BY-SA-3.0"),
-    Package("colobot-common-sounds", "electronic, ambient", "GPL-3+"),
-    Package("marsshooter-data", "rock, electronic", "CC-BY-SA-3.0", "validation"),
-    Package("supertuxkart-data", "mixed", "CC-BY-SA"),
-    Package("freedroidrpg-data", "techno", "GPL-2+"),
-    Package("unknown-horizons", "orchestral, strings", "CC-BY-SA-3.0", "test"),
-    Package("flare-game", "orchestral, ambient", "CC-BY-SA-3.0+", "validation"),
-    Package("megaglest-data", "classical", "CC-BY-SA-3.0"),
-    Package("fretsonfire-songs-sectoid", "rock", "MIT"),
-    Package("fretsonfire-songs-muldjord", "metal", "CC-BY-SA-3.0", "test"),
-    Package("openclonk-data", "electronic", "CC-BY-3.0 (inferred)", "test"),
-    Package("hyperrogue-music", "orchestral, drums", "CC-BY-SA-3.0", "test"),
-    Package("enigma-data", "piano", "GPL-2", "validation"),
-    Package("frozen-bubble-data", "electronic, piano", "GPL-2"),
-    Package("xmoto-data", "electronic, piano", "GPL-2+"),
-    Package("lincity-ng-data", "electronic, piano", "GPL-2+", "validation"),
-    Package("extremetuxracer-data", "electronic, piano", "GPL-2+"),
-)
-_FMA = "https://os.unil.cloud.switch.ch/fma/"
-_FMA_LICENCE = "Creative Commons, per track: see the FMA metadata"
-_JAMENDO = "https://cdn.freesound.org/mtg-jamendo/raw_30s/audio/raw_30s_audio-{:02d}.tar"
-_JAMENDO_LICENCE = "Creative Commons, per track: see the MTG-Jamendo metadata; research only"
-# The first five of a hundred parts: about 270 h.
-_JAMENDO_SHA256 = (
-    "c569f4b7264995c06de93eb6c20138d9355274508dde37085ed992fc990d930b",
-    "1b079d27127462c9066ed2fa18490303850bc1041fcae55835be3a46d6c965b0",
-    "699de4385be7c5b4ad804bf86608868fb2ccdb7cd827abf38cfbd4e8e7dbd0ad",
-    "426fc4c849f8d4aaa34e61c213a4f82db219b13d0b68210a4ccfd2da032af6dd",
-    "d4188a23140670f6673794a8fb7060aefd97067764ec84db5676847eaa08b668",
-)
-
-CORPORA: dict[str, PublicCorpus] = {
-    "musdb18-hq": PublicCorpus(
-        "https://zenodo.org/records/3338373/files/musdb18hq.zip",
-        "md5:12d4f2ecd55245a4688754dd76363103",
-        "per track, mostly non-commercial: see MUSDB18's track list",
-        artist_from="folder",
-    ),
-    "fma-small": PublicCorpus(_FMA + "fma_small.zip", "sha1:ade154f733639d52e35e32f5593efe5be76c6d70", _FMA_LICENCE),
-    "fma-medium": PublicCorpus(_FMA + "fma_medium.zip", "sha1:c67b69ea232021025fca9231fc1c7c1a063ab50b", _FMA_LICENCE),
-    "fma-large": PublicCorpus(_FMA + "fma_large.zip", "sha1:497109f4dd721066b5ce5e5f250ec604dc78939e", _FMA_LICENCE),
-    "fma-full": PublicCorpus(_FMA + "fma_full.zip", "sha1:0f0ace23fbe9ba30ecb7e95f763e435ea802b8ab", _FMA_LICENCE),
-    **{
-        f"mtg-jamendo-{part:02d}": PublicCorpus(_JAMENDO.format(part), f"sha256:{sha256}", _JAMENDO_LICENCE)
-        for part, sha256 in enumerate(_JAMENDO_SHA256)
-    },
-}
+TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+PACKAGES = tuple(Package(**row) for row in TABLES["packages"])
+# Of MTG-Jamendo the first five parts of a hundred: about 270 h.
+CORPORA = {name: PublicCorpus(**row) for name, row in TABLES["corpora"].items()}
 STEM_NAMES = ("song.ogg", "guitar.ogg")  # of one song, to be summed
 EFFECT_FOLDERS = {"sounds", "soundfx", "sfx", "speech"}  # of games: no music in there
 
@@ -124,24 +75,6 @@ def is_audio(name: str) -> bool:
 
 
 # --- Archives --------------------------------------------------------------------------------------------------------
-
-
-def fetch_corpus(name: str, cache: Path, folder: Path) -> PublicCorpus:
-    """Downloads a corpus into `cache`, verifies it, and unpacks its music into `folder`, unless that is there.
-
-    Raises:
-        ValueError: If it is unknown, or what came is not what its publishers state.
-        OSError: If it cannot be downloaded.
-    """
-    if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}: known are {', '.join(CORPORA)}")
-    corpus = CORPORA[name]
-    if not folder.exists():
-        file = f"{name}-{corpus.url.rsplit('/', 1)[-1]}"
-        archive = pooch.retrieve(corpus.url, corpus.checksum, file, cache, progressbar=True)
-        with whole_folder(folder) as temporary:
-            unpack(Path(archive), temporary, is_audio)
-    return corpus
 
 
 @contextmanager
@@ -190,54 +123,22 @@ def unpack_tar(file: IO[bytes], folder: Path, wanted: Callable[[str], bool]) -> 
 # --- Debian packages -------------------------------------------------------------------------------------------------
 
 
-def package_records(name: str) -> list[dict[str, str]]:
-    """Asks apt for a package: a dict of its fields for every version on offer, the candidate first."""
-    answer = subprocess.run(["apt-cache", "show", name], capture_output=True, text=True)
-    records = []
-    for paragraph in answer.stdout.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
-        if "SHA256" in fields:
-            records.append(fields)
-    if not records:
+def fetch_package(name: str, cache: Path) -> Path:
+    """Downloads a package into `cache` by the address and the checksum that apt knows, unless it is there.
+
+    Raises:
+        ValueError: If apt does not know it, or what came is not what apt knows.
+        OSError: If it cannot be downloaded.
+    """
+    answer = subprocess.run(["apt-get", "download", "--print-uris", name], capture_output=True, text=True)
+    known = re.search(r"^'(\S+)' (\S+) \d+ SHA256:(\w+)$", answer.stdout, re.MULTILINE)
+    if known is None:
         raise ValueError(f"apt knows no package {name!r}: run `apt-get update`, on Debian 12 or a relative of it")
-    return records
-
-
-def cached_package(name: str, records: Sequence[Mapping[str, str]], cache: Path) -> Path | None:
-    """Finds the package's file in the cache, if one is there whose size and checksum apt knows."""
-    for path in sorted(cache.glob(f"{name}_*.deb")):
-        for record in records:
-            if int(record["Size"]) == path.stat().st_size and record["SHA256"] == pooch.file_hash(path):
-                return path
-    return None
-
-
-def fetch_package(name: str, records: Sequence[Mapping[str, str]], cache: Path, bar: "tqdm[Any]") -> Path:
-    """`apt-get download` into the cache; the file gets its place there only when it is whole and verified."""
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as folder:
-        process = subprocess.Popen(
-            ["apt-get", "download", name], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        seen = 0
-        while process.poll() is None:
-            time.sleep(0.2)
-            size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            bar.update(size - seen)
-            seen = size
-        found = list(Path(folder).glob("*.deb"))
-        if process.returncode or not found:
-            assert process.stderr is not None
-            raise ValueError(f"apt-get could not download {name}: {process.stderr.read().strip()}")
-        bar.update(found[0].stat().st_size - seen)
-        if pooch.file_hash(found[0]) != records[0]["SHA256"]:
-            raise ValueError(f"{found[0].name} is not the file that apt knows")
-        target = cache / found[0].name
-        os.replace(found[0], target)
-        return target
+    return Path(pooch.retrieve(known[1], f"sha256:{known[3]}", known[2], cache, progressbar=True))
 
 
 def unpack_package(deb: Path, folder: Path) -> None:
-    """Unpack the audio files and the copyright note of a Debian package, and the music in game archives (.pk3)."""
+    """Unpacks the audio files and the copyright note of a Debian package, and the music in game archives (.pk3)."""
 
     def wanted(name: str) -> bool:
         return is_audio(name) or name.endswith(".pk3") or Path(name).name == "copyright"
@@ -364,24 +265,11 @@ def artist_split(artist: str) -> str:
 
 
 def prepare_packages(packages: Sequence[Package], out: Path, cache: Path) -> list[dict[str, Any]]:
-    """Download, verify, unpack and inventory Debian packages; what is there already is not done again."""
-    cache.mkdir(parents=True, exist_ok=True)
-    waiting = {
-        package.name: package_records(package.name) for package in packages if not (out / package.name).exists()
-    }
-    debs = {name: cached_package(name, records, cache) for name, records in waiting.items()}
-    missing = [name for name, deb in debs.items() if deb is None]
-    total = sum(int(waiting[name][0]["Size"]) for name in missing)
-    print(f"{len(packages)} packages: {len(missing)} to download ({total / 1e6:.0f} MB), {len(waiting)} to unpack")
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not missing) as bar:
-        for name in missing:
-            bar.set_description(name)
-            debs[name] = fetch_package(name, waiting[name], cache, bar)
+    """Downloads, verifies, unpacks and inventories Debian packages; what is there already is not done again."""
     rows = []
     for package in tqdm(packages, desc="packages"):
-        deb = debs.get(package.name)
-        if deb is not None:
-            unpack_package(deb, out / package.name)
+        if not (out / package.name).exists():
+            unpack_package(fetch_package(package.name, cache), out / package.name)
         for row in take_stock(out, package.name):
             origin = {"package": package.name, "licence": package.licence, "split": package.split}
             rows.append({**row, **origin, "artist": row["artist"] or package.name, "genre": package.genre})
@@ -389,7 +277,7 @@ def prepare_packages(packages: Sequence[Package], out: Path, cache: Path) -> lis
 
 
 def prepare_own(folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Inventory a folder of one's own, linked into `out`; each folder at its top is an artist."""
+    """Inventories a folder of one's own, linked into `out`; each folder at its top is an artist."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     name = f"own-{folder.resolve().name}"
@@ -411,15 +299,26 @@ def prepare_own(folder: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def prepare_corpus(name: str, out: Path, cache: Path) -> list[dict[str, Any]]:
-    """Download, verify, unpack and inventory a public corpus."""
-    corpus = fetch_corpus(name, cache, out / name)
+    """Downloads, verifies, unpacks and inventories a public corpus.
+
+    Raises:
+        ValueError: If it is unknown, or what came is not what its publishers state.
+        OSError: If it cannot be downloaded.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}: known are {', '.join(CORPORA)}")
+    corpus = CORPORA[name]
+    if not (out / name).exists():
+        file = f"{name}-{corpus.url.rsplit('/', 1)[-1]}"
+        archive = pooch.retrieve(corpus.url, corpus.checksum, file, cache, progressbar=True)
+        with whole_folder(out / name) as temporary:
+            unpack(Path(archive), temporary, is_audio)
     rows = []
     for row in take_stock(out, name):
         named = Path(row["path"]).parent.name.split(" - ")[0] if corpus.artist_from == "folder" else row["artist"]
         artist = named or Path(row["path"]).parent.name
-        rows.append(
-            {**row, "artist": artist, "package": name, "licence": corpus.licence, "split": artist_split(artist)}
-        )
+        origin = {"artist": artist, "package": name, "licence": corpus.licence, "split": artist_split(artist)}
+        rows.append({**row, **origin})
     return rows
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +22,10 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
+from pipeline_aud2studio.files import atomic_path
 from training.jsonl import read_rows
 
-from .halls import simulate
-from .rooms import DIRECT_S, energy_ratio_db, t20_s, tidy
+from .rooms import DIRECT_S, energy_ratio_db, simulate, t20_s, tidy
 
 SAMPLE_RATE = 44100
 HOLDOUT = json.loads((Path(__file__).parent / "holdout.json").read_text(encoding="utf-8"))
@@ -286,10 +285,8 @@ def band_levels_db(frequencies: np.ndarray, power: np.ndarray) -> np.ndarray:
 
 def _save(out: Path, name: str, waveform: np.ndarray) -> None:
     """Writes an array under a name that is never that of half a file, which a training that runs could open."""
-    temporary = out / f"{name}.tmp"
-    with temporary.open("wb") as file:
+    with atomic_path(out / name) as temporary, temporary.open("wb") as file:
         np.save(file, waveform)
-    os.replace(temporary, out / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -311,9 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    temporary = options.out / "index.json.tmp"
-    temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
-    os.replace(temporary, options.out / "index.json")
+    with atomic_path(options.out / "index.json") as temporary:
+        temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
     hours = sum(sound["samples"] for sound in index["sounds"]) / SAMPLE_RATE / 3600
     print(f"{hours:.1f} h of sounds; " + ", ".join(f"{len(rows)} {name}" for name, rows in index.items()))
 

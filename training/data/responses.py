@@ -9,9 +9,8 @@ import numpy as np
 from scipy import fft, ndimage
 
 from .material import SAMPLE_RATE, Material, Room
-from .rooms import DIRECT_S, EARLY_S, FADE_S, energy_decay_db, energy_ratio_db, t20_s
+from .rooms import DIRECT_S, EARLY_S, FADE_S, SPEED_OF_SOUND, energy_decay_db, energy_ratio_db, t20_s
 
-SPEED_OF_SOUND = 343.0  # m/s
 LONGEST_S = 4.0
 OCTAVES_HZ = np.array([63.0, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0])
 LONG_SHARE = 0.58  # of the decays that are drawn; a part of them is heard shorter, so that half ring over a second

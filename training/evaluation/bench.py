@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,38 +23,30 @@ import soundfile
 from tqdm.auto import tqdm
 
 EXAMPLE = Path(__file__).parents[2] / "spaces_app" / "examples" / "degraded.flac"
-CASES: dict[str, list[str]] = {
+CASES: dict[str, list[str]] = {  # and the command's words
     "default": [],
     "float32": ["--dtype", "float32"],
     "prediction": ["--reconstruction", "prediction"],
     "vocoder": ["--reconstruction", "vocoder"],
-    "mono": ["--mono"],
-    "3 recordings, aligned": ["--recordings", "3"],
-    "ONNX Runtime": ["--onnx"],
+    "mono": [],
+    "3 recordings, aligned": [],
+    "ONNX Runtime": ["--backend", "onnx", "--model", "{folder}/onnx"],
 }
 
 
-def pieces(seconds: float, channels: int, take: int) -> Iterator[np.ndarray]:
-    """Yields the example again and again, in pieces of a second (channels, samples).
+def write_recording(path: Path, seconds: float, channels: int = 2, take: int = 0, sample_rate: int = 44100) -> None:
+    """Writes the example's seconds, in an order drawn by lot, so that no lag fits but one.
 
-    A take's seconds come in an order drawn by lot, so that no lag fits but one; take N begins N tenths of a second
-    later and has noise of its own.
+    Take N begins N tenths of a second later and has noise of its own. A second at a time is written: what is held in
+    memory here would be measured, too.
     """
     waveform, rate = soundfile.read(EXAMPLE, dtype="float32", always_2d=True)
-    rows, order, noise = waveform.T[:channels], np.random.default_rng(0), np.random.default_rng(take + 1)
-    skipped = take * rate // 10
-    for _ in range(round(seconds)):
-        chosen = int(order.integers(rows.shape[1] // rate))
-        piece = rows[:, chosen * rate : (chosen + 1) * rate][:, skipped:]
-        skipped = 0
-        yield piece + noise.normal(0, 1e-3, piece.shape).astype(np.float32)
-
-
-def write_recording(path: Path, seconds: float, channels: int = 2, take: int = 0, sample_rate: int = 44100) -> None:
-    """Writes a recording a piece at a time: what is held in memory here would be measured, too."""
+    order, noise = np.random.default_rng(0), np.random.default_rng(take + 1)
     with soundfile.SoundFile(path, "w", sample_rate, channels, "PCM_16", format="RF64") as file:
-        for piece in pieces(seconds, channels, take):
-            file.write(piece.T)
+        for second in range(round(seconds)):
+            first = int(order.integers(len(waveform) // rate)) * rate
+            piece = waveform[first + (0 if second else take * rate // 10) : first + rate, :channels]
+            file.write(piece + noise.normal(0, 1e-3, piece.shape).astype(np.float32))
 
 
 def peak_rss_mb() -> float:
@@ -69,22 +61,13 @@ def measure(name: str, seconds: float, threads: int) -> None:
     from pipeline_aud2studio import infer
 
     torch.set_num_threads(threads)
-    words = [*CASES[name]]
-    channels, count = 2, 1
     with tempfile.TemporaryDirectory() as folder:
-        if "--mono" in words:
-            words.remove("--mono")
-            channels = 1
-        if "--recordings" in words:
-            at = words.index("--recordings")
-            count = int(words.pop(at + 1))
-            del words[at]
-        if "--onnx" in words:
+        if name == "ONNX Runtime":
             infer.main(["export-onnx", "--out", f"{folder}/onnx"])
-            words = ["--backend", "onnx", "--model", f"{folder}/onnx"]
-        inputs = [Path(folder) / f"{take}.wav" for take in range(count)]
+        inputs = [Path(folder) / f"{take}.wav" for take in range(3 if name.startswith("3") else 1)]
         for take, path in enumerate(inputs):
-            write_recording(path, seconds, channels, take)
+            write_recording(path, seconds, 1 if name == "mono" else 2, take)
+        words = [word.format(folder=folder) for word in CASES[name]]
         wall, cpu = time.perf_counter(), time.process_time()
         status = infer.main(["--inputs", *map(str, inputs), "--save", f"{folder}/out.wav", *words])
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

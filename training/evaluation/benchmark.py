@@ -10,10 +10,14 @@ computes again what changed since. Runs are noted in `runs.log` beside it.
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
 import hashlib
+import html
+import io
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,16 +32,17 @@ from tqdm.auto import tqdm
 
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
 from pipeline_aud2studio.audio import Waveform, resample
+from pipeline_aud2studio.chunks import ArraySource
+from pipeline_aud2studio.files import atomic_path
+from pipeline_aud2studio.plot import plot_spectrograms
 from pipeline_aud2studio.precision import preferred_dtype
-from training.hub.verify import remote_code_files
+from training.hub.export import remote_code_files
 
 from .clips import SAMPLE_RATE, Clip, load_clips
-from .frechet import embed, frechet_distance, gaussian
 from .metrics import balance_error, gap_excess, log_spectral_distance, multi_resolution_stft, si_sdr
-from .peers import PEERS, ceiling
+from .peers import PEERS, aligned, ceiling, coherence_weighted, mean
 from .perceptual import SAMPLE_RATE as SRMR_RATE
-from .perceptual import pesq_on_speech, srmr
-from .performances import aligned, coherence_weighted, mean
+from .perceptual import embed, frechet_distance, gaussian, pesq_on_speech, srmr
 
 OWN = ("faithful", "prediction", "vocoder", "blend")
 REFERENCES = ("input", "ceiling")
@@ -50,7 +55,12 @@ SEVERAL: dict[str, tuple[Callable[[Clip], Waveform | list[Waveform]], str]] = {
 }
 SYSTEMS = (*REFERENCES, *OWN[:2], *PEERS)
 UNCORRELATED_DB = -20.0  # a recording below it is as good as another piece: its gain says nothing
+NOT_SPOILT = ["clean", "audience alone"]  # conditions with nothing to gain
 System = Callable[[Clip], Waveform]
+NUM_SHOWN, SHOWN_S = 10, 10.0  # clips of the page, the best and the worst, and what is heard of each
+STYLE = """body{font:16px/1.5 system-ui;margin:2rem auto;max-width:70rem;padding:0 1rem}
+section{border-top:1px solid #ccc;padding:1rem 0}.parts{display:flex;flex-wrap:wrap;gap:1rem}
+figure{margin:0;flex:1 1 18rem}img,audio{width:100%}"""
 
 
 def build(name: str, weights: str) -> tuple[System, str]:
@@ -202,7 +212,7 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
 def summary(results: pd.DataFrame) -> pd.DataFrame:
     """Tabulates condition by system: means, and medians of the SI-SDR."""
     table = gains(results)
-    table = table[~table.condition.isin(["clean", "audience alone"])]
+    table = table[~table.condition.isin(NOT_SPOILT)]
     every = table.assign(condition="all")
     groups = pd.concat([table, every], ignore_index=True).groupby(["condition", "system"], sort=False)
     heard = pd.concat([table, every], ignore_index=True).query("counts").groupby(["condition", "system"], sort=False)
@@ -228,7 +238,7 @@ def report(results: pd.DataFrame) -> str:
     lines = ["# Benchmark", "", summary(results).round(2).to_markdown(index=False), ""]
     left_out = sorted(table[~table.counts].name.unique())
     lines += [f"Not in the SI-SDR means, because the recording is below {UNCORRELATED_DB:.0f} dB: {left_out}.", ""]
-    spoilt = table[~table.condition.isin(["clean", "audience alone"]) & table.counts]
+    spoilt = table[~table.condition.isin(NOT_SPOILT) & table.counts]
     share = spoilt.groupby("system", sort=False).early_gain.agg(
         within_1_db=lambda gain: 100 * (gain >= -1).mean(), within_2_db=lambda gain: 100 * (gain >= -2).mean()
     )
@@ -256,6 +266,50 @@ def perceptual_report(results: pd.DataFrame, clips: Sequence[Clip]) -> str:
         means = of_system.reindex(columns=["mr_stft", "srmr", "pesq"]).mean()
         rows.append({"system": name, **means, "FAD, musicnn": frechet_distance(clean, embedded)})
     return f"Perceptual figures, all clips:\n\n{pd.DataFrame(rows).round(2).to_markdown(index=False)}\n"
+
+
+def write_page(path: Path, clips: Sequence[Clip], table: pd.DataFrame, restore: System) -> None:
+    """Writes the best and the worst clips, before, after and wanted, in one file that needs no network.
+
+    Args:
+        table: See :func:`gains`; the rows of `faithful` are shown.
+        restore: Makes what is heard as "after".
+    """
+    by_name = {clip.name: clip for clip in clips}
+    ours = table[(table.system == "faithful") & table.counts & ~table.condition.isin(NOT_SPOILT)]
+    ordered = ours.sort_values("early_gain", ascending=False)
+    count = min(NUM_SHOWN, len(ordered) // 2)
+    groups = {"The best": ordered.head(count), "The worst": ordered.tail(count)[::-1]}
+    parts = [f"<!doctype html><meta charset=utf-8><title>aud2studio</title><style>{STYLE}</style><h1>aud2studio</h1>"]
+    for title, rows in groups.items():
+        parts.append(f"<h2>{title} {count} clips, by SI-SDR against the early sound</h2>")
+        for row in rows.itertuples():
+            clip = by_name[row.name]
+            words = f"{clip.condition}, clip {clip.name}: {row.early_gain:+.1f} dB, LSD {row.lsd_change:+.0f} %"
+            sounds = {"before": clip.recording, "after": restore(clip), "wanted": clip.early}
+            parts.append(f"<section><h3>{html.escape(words)}</h3>{_shown(sounds)}</section>")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _shown(sounds: dict[str, Waveform]) -> str:
+    """Players and spectrograms of some waveforms (channels, samples), by their titles."""
+    cut = {title: waveform[:, : round(SHOWN_S * SAMPLE_RATE)] for title, waveform in sounds.items()}
+    figures = []
+    for title, waveform in cut.items():
+        file = io.BytesIO()
+        soundfile.write(file, (0.9 / max(float(np.abs(waveform).max()), 1e-9) * waveform).T, SAMPLE_RATE, format="OGG")
+        player = f'<audio controls preload="none" src="{_embedded(file.getvalue(), "audio/ogg")}"></audio>'
+        figures.append(f"<figure><figcaption>{title}</figcaption>{player}</figure>")
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "spectrograms.png"
+        plot_spectrograms(picture, {title: (ArraySource(each), SAMPLE_RATE) for title, each in cut.items()})
+        source = _embedded(picture.read_bytes(), "image/png")
+    return f'<div class="parts">{"".join(figures)}</div><img alt="spectrograms" src="{source}">'
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,8 +340,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.out / "report.md").write_text(text, encoding="utf-8")
     print(text)
     if options.page:
-        from .page import write_page
-
         write_page(options.out / "page.html", clips, gains(results), build("faithful", options.weights)[0])
         print(options.out / "page.html")
     return 0

@@ -1,19 +1,22 @@
 """The benchmark's clips: drawn once from a seed, rendered from material whose source and generator training never saw.
 
-    python -m training.evaluation.clips --split test --music data/clean --acoustics DIR --voices DIR --out
-    data/benchmark/test
+    python -m training.evaluation.clips --split test --acoustics DIR --voices DIR --out data/benchmark/test
+    python -m training.evaluation.clips --several --split test --acoustics DIR --voices DIR --out data/several
 
 Music and songs of other artists, measured rooms of other places, recorded audiences of other recordists, and for the
 phone FFmpeg's filters and codecs, none of which the training's renderer uses. `--split validation` renders the like
 from what `training/data/holdout.json` keeps away from training; decisions are made there. Call it again to go on.
+
+`--several` renders performances with several recordings. Each is made at a measured position of its own, with an
+audience of its own at 12 dB, and starts, ends and runs on a clock of its own; the alignment has to undo that first. In
+the last condition somebody claps near the reference.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -27,13 +30,14 @@ import soxr
 from scipy.signal import oaconvolve
 from tqdm.auto import tqdm
 
-from training.data.codecs import transcode
+from pipeline_aud2studio.files import atomic_path
 from training.data.material import HOLDOUT
+from training.data.recorder import transcode
 from training.data.responses import early_part
 from training.data.rooms import tidy
 from training.jsonl import read_rows, write_rows
 
-SAMPLE_RATE = 44100
+SAMPLE_RATE, SEED = 44100, 2026
 SECONDS, LEAD_IN_S = 20.0, 3.0
 PEAK = 0.5
 # Clips of a condition, half of them with voices: in the test set, and in the validation set.
@@ -48,6 +52,14 @@ CONDITIONS = {
     "audience alone": (8, 4),
 }
 CODECS = (("aac", 56), ("opus", 80), ("mp3", 112))
+
+PERFORMANCE_S = 30.0
+PERFORMANCES = {"two": 2, "three": 3, "four": 4, "applause near one": 3}  # recordings of a condition
+PERFORMANCE_COUNTS = {"test": 8, "validation": 4}  # performances of a condition
+FEWEST_POSITIONS = 3  # of a place; two are often one position, processed in two ways
+SNR_DB, SNR_SPREAD_DB = 12.0, 3.0
+LATEST_S, DRIFT_PPM = 2.0, 40.0  # how late the others start, and how much faster or slower their clocks run at most
+NEAR_DB, NEAR_S, NEAR_EVERY_S = -6.0, 3.0, 7.5  # the clapping: music to applause while it lasts; how long; how often
 
 
 @dataclass(frozen=True)
@@ -148,9 +160,9 @@ class Sources:
         return {"voice": voice, "source": files, "start": float(rng.random())}
 
 
-def draw(split: str, music: Path, acoustics: Path, voices: Path, seed: int = 2026) -> list[dict[str, Any]]:
+def draw(split: str, music: Path, acoustics: Path, voices: Path) -> list[dict[str, Any]]:
     """Draws the rows of a split; the rooms' places take turns, so that none counts more than others."""
-    rng = np.random.default_rng([seed, split == "validation"])
+    rng = np.random.default_rng([SEED, split == "validation"])
     sources = Sources.open(split, music, acoustics, voices)
     spaces, crowds = sources.spaces, sources.crowds
     rows: list[dict[str, Any]] = []
@@ -214,6 +226,12 @@ def read_loop(paths: Sequence[Path], start: float, samples: int) -> np.ndarray:
     return np.stack([np.resize(channel[first:], samples) for channel in mix])
 
 
+def read_responses(path: Path, most: int) -> np.ndarray:
+    """Reads a measured response: (channels that are not empty, at most `most`, samples), see :func:`tidy`."""
+    waveform, sample_rate = soundfile.read(path, always_2d=True)
+    return tidy(waveform.T[np.abs(waveform.T).max(1) > 0][:most], sample_rate, SAMPLE_RATE)
+
+
 def filtered(waveforms: Sequence[np.ndarray], description: str) -> np.ndarray:
     """Runs FFmpeg's filters on inputs (channels, samples) named `[0]`, `[1]` and so on: (channels, samples)."""
     layout = {1: "mono", 2: "stereo"}[len(waveforms[0])]
@@ -273,9 +291,7 @@ def render(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> d
     dry = source[:channels] if channels == 2 else source.mean(0, keepdims=True)
     sound = early = dry
     if "rir" in row:  # one source, as most PAs play it
-        waveform, sample_rate = soundfile.read(acoustics / row["rir"], always_2d=True)
-        heard = waveform.T[np.abs(waveform.T).max(1) > 0]
-        responses = tidy(heard[:2], sample_rate, SAMPLE_RATE)
+        responses = read_responses(acoustics / row["rir"], 2)
         responses = responses[:channels] if len(responses) >= channels else np.repeat(responses, channels, 0)
         dry = np.repeat(source.mean(0, keepdims=True), channels, 0)
         sound, early = (oaconvolve(dry, each, axes=-1)[:, :total] for each in (responses, early_part(responses)))
@@ -295,33 +311,111 @@ def render(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> d
     return {"recording": scale * sound, "early": scale * early, "dry": dry_scale * dry}
 
 
-def render_all(
-    rows: Sequence[dict[str, Any]], render_row: Callable[[dict[str, Any]], dict[str, np.ndarray]], out: Path
-) -> None:
+# --- Performances with several recordings ----------------------------------------------------------------------------
+
+
+def draw_performances(
+    split: str, music: Path, acoustics: Path, voices: Path, seed: int = 2026
+) -> list[dict[str, Any]]:
+    """Draws the rows of a split, in the places with enough measured positions, which take turns."""
+    rng = np.random.default_rng([seed, 2, split == "validation"])
+    sources = Sources.open(split, music, acoustics, voices)
+    near = [row["file"] for row in sources.crowds if "applause" in row["file"] or "cheer" in row["file"]]
+    rows: list[dict[str, Any]] = []
+    for condition, count in PERFORMANCES.items():
+        spaces = [space for space in sources.spaces if len(sources.rooms_of(space)) >= max(count, FEWEST_POSITIONS)]
+        for number in range(PERFORMANCE_COUNTS[split]):
+            source = sources.draw_source(rng, voice=number % 2 == 1)
+            rooms = sources.rooms_of(spaces[number % len(spaces)])
+            takes = [
+                _draw_take(rng, sources, rooms[room]["file"], is_reference=take == 0)
+                for take, room in enumerate(rng.permutation(len(rooms))[:count])
+            ]
+            if condition == "applause near one":
+                takes[0]["near"] = near[int(rng.integers(len(near)))]
+            rows.append({"name": f"{len(rows):04d}", "condition": condition, **source, "takes": takes})
+    return rows
+
+
+def _draw_take(rng: np.random.Generator, sources: Sources, rir: str, is_reference: bool) -> dict[str, Any]:
+    crowd = sources.crowds[int(rng.integers(len(sources.crowds)))]["file"]
+    return {
+        "rir": rir,
+        "channels": int(rng.integers(1, 3)),
+        "crowd": crowd,
+        "crowd_start": float(rng.random()),
+        "snr_db": round(float(rng.normal(SNR_DB, SNR_SPREAD_DB)), 1),
+        "late_s": 0.0 if is_reference else round(float(rng.uniform(0, LATEST_S)), 3),
+        "drift_ppm": 0.0 if is_reference else round(float(rng.uniform(-DRIFT_PPM, DRIFT_PPM)), 1),
+    }
+
+
+def render_performance(row: dict[str, Any], music: Path, acoustics: Path, voices: Path) -> dict[str, np.ndarray]:
+    """Renders such a row: `recording`, `early` and `dry` of the reference, and the others as `take1` and so on."""
+    total = round((PERFORMANCE_S + LEAD_IN_S) * SAMPLE_RATE)
+    source = read_loop([(voices if row["voice"] else music) / file for file in row["source"]], row["start"], total)
+    source = source.mean(0, keepdims=True) / (np.sqrt(np.mean(np.square(source))) + 1e-9)
+    parts: dict[str, np.ndarray] = {}
+    for number, take in enumerate(row["takes"]):
+        sound, early = _heard(source, take, acoustics, total)
+        scale = PEAK / max(float(np.abs(sound).max()), 1e-9)
+        if number == 0:
+            dry = np.repeat(source[:, -sound.shape[1] :], len(sound), 0)
+            parts = {"recording": scale * sound, "early": scale * early, "dry": dry * (PEAK / np.abs(dry).max())}
+            continue
+        rate = SAMPLE_RATE * (1 + 1e-6 * take["drift_ppm"])
+        sound = sound[:, round(take["late_s"] * SAMPLE_RATE) :]
+        parts[f"take{number}"] = scale * soxr.resample(sound.T, SAMPLE_RATE, rate, quality="VHQ").T
+    return parts
+
+
+def _heard(source: np.ndarray, take: dict[str, Any], acoustics: Path, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """What one recorder hears of the source (1, samples), and the early sound in it: (channels, samples) each."""
+    responses = read_responses(acoustics / take["rir"], take["channels"])
+    cut = slice(round(LEAD_IN_S * SAMPLE_RATE), total)
+    sound, early = (oaconvolve(source, each, axes=-1)[:, cut] for each in (responses, early_part(responses)))
+    audience = _at(acoustics / take["crowd"], take["crowd_start"], sound, take["snr_db"])
+    if "near" in take:
+        clapping = _at(acoustics / take["near"], 0.0, sound, NEAR_DB)
+        time_s = np.arange(sound.shape[1]) / SAMPLE_RATE
+        clapping *= (time_s % NEAR_EVERY_S > NEAR_EVERY_S - NEAR_S).astype(np.float32)
+        audience = audience + clapping
+    return (sound + audience).astype(np.float32), early.astype(np.float32)
+
+
+def _at(path: Path, start: float, music: np.ndarray, snr_db: float) -> np.ndarray:
+    """A stretch of a file as long as the music (channels, samples), so many dB below it."""
+    crowd = read_loop([path], start, music.shape[1])[: len(music)]
+    level = np.sqrt(np.mean(np.square(music)) / (np.mean(np.square(crowd)) + 1e-12))
+    return crowd * np.float32(level * 10 ** (-snr_db / 20))
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def render_all(rows: Sequence[dict[str, Any]], folders: tuple[Path, Path, Path], out: Path) -> None:
     """Renders what is not there yet, and writes the manifest when all is."""
     out.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, desc="clips", unit="clip"):
         # The last part that is written says that all are there.
-        if (out / f"{row['name']}-{_last_part(row)}.flac").is_file():
+        last = f"take{len(row['takes']) - 1}" if "takes" in row else "dry"
+        if (out / f"{row['name']}-{last}.flac").is_file():
             continue
-        for part, waveform in render_row(row).items():
+        parts = render_performance(row, *folders) if "takes" in row else render(row, *folders)
+        for part, waveform in parts.items():
             # The early sound alone can be louder than the sum: one factor for both would change the recording's level.
             path = out / f"{row['name']}-{part}.flac"
-            temporary = path.with_suffix(".part")
             peak = max(float(np.abs(waveform).max()), 1e-9)
-            soundfile.write(temporary, (waveform * min(1.0, 0.99 / peak)).T, SAMPLE_RATE, "PCM_24", format="FLAC")
-            os.replace(temporary, path)
+            with atomic_path(path) as temporary:
+                soundfile.write(temporary, (waveform * min(1.0, 0.99 / peak)).T, SAMPLE_RATE, "PCM_24", format="FLAC")
     write_rows(out / "clips.jsonl", rows)
-
-
-def _last_part(row: dict[str, Any]) -> str:
-    return f"take{len(row['takes']) - 1}" if "takes" in row else "dry"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Renders a split, see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("test", "validation"), required=True)
+    parser.add_argument("--several", action="store_true", help="performances with several recordings")
     parser.add_argument("--music", type=Path, default=Path("data/clean"))
     parser.add_argument("--acoustics", type=Path, required=True, metavar="DIR")
     parser.add_argument("--voices", type=Path, required=True, metavar="DIR")
@@ -329,7 +423,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folders = options.music, options.acoustics, options.voices
     try:
-        render_all(draw(options.split, *folders), lambda row: render(row, *folders), options.out)
+        rows = (draw_performances if options.several else draw)(options.split, *folders)
+        render_all(rows, folders, options.out)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -1,11 +1,9 @@
-"""How far a restoration is from the clean original: objective distances, and the uncertainty of their mean.
+"""How far a restoration is from the clean original: objective distances.
 
 Waveforms are tensors (..., samples); a metric gives one value for each of the leading dimensions, computed in float64.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +12,6 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from pipeline_aud2studio.audio import NORMAL_RMS_DB, loudness_lufs
 
 TINY = 1e-20
-# Yamamoto's and auraloss' defaults, in samples; Hann windows.
-MR_STFT_FFTS, MR_STFT_HOPS, MR_STFT_WINDOWS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
 LSD_FFT, LSD_HOP = 2048, 512  # 46 ms and 12 ms at 44.1 kHz
 LSD_RANGE_DB = 60.0
 
@@ -59,7 +55,7 @@ def multi_resolution_stft(estimate: torch.Tensor, target: torch.Tensor) -> torch
     estimate, target = checked(estimate, target)
     normal = 10 ** (NORMAL_RMS_DB / 20) / target.square().mean(-1, keepdim=True).sqrt()
     matched = level_matched(estimate, target) * normal
-    distance = MultiResolutionSTFTLoss(list(MR_STFT_FFTS), list(MR_STFT_HOPS), list(MR_STFT_WINDOWS))
+    distance = MultiResolutionSTFTLoss()  # at Yamamoto's resolutions
     pairs = zip(
         matched.reshape(-1, 1, 1, target.shape[-1]), (target * normal).reshape(-1, 1, 1, target.shape[-1]), strict=True
     )
@@ -96,23 +92,6 @@ def level_change_lu(restored: torch.Tensor, recording: torch.Tensor, sample_rate
     """
     before = loudness_lufs(recording.numpy(), sample_rate)
     return loudness_lufs(restored.numpy(), sample_rate) - before
-
-
-def mean_interval(
-    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
-
-    Returns:
-        Lower and upper end, in the unit of the values; both are the value if there is only one.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not len(sample):
-        raise ValueError(f"an interval needs a list of at least one value, not an array of shape {sample.shape}")
-    picks = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
-    means = sample[picks].mean(axis=1)
-    lower, upper = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(lower), float(upper)
 
 
 def checked(estimate: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from pipeline_aud2studio import shipped_weights
 from training.checkpoints import STARTS_FILE
 from training.config import parse_config
 from training.data.material import SAMPLE_RATE, Material
 from training.data.scenes import CONDITIONS, SECONDS
-from training.jsonl import write_json
 
 TEMPLATES = Path(__file__).parents[2] / "model_card"
 WATTS_PER_CORE = 10  # of a server CPU under load, memory and cooling included: a guess, and the card says so
@@ -42,16 +42,11 @@ def components(folder: Path) -> list[dict[str, Any]]:
         files = [file for file in sorted((folder / name).glob("*.safetensors")) if ".fp16" not in file.name]
         if not (isinstance(value, list) and files):
             continue
-        parameters, types = 0, set()
-        for file in files:
-            with safe_open(file, "pt") as weights:
-                for key in weights.keys():
-                    tensor = weights.get_tensor(key)
-                    parameters += tensor.numel()
-                    types.add(str(tensor.dtype).removeprefix("torch."))
-        size = sum(file.stat().st_size for file in files)
-        part = {"name": name, "kind": value[1], "parameters": parameters, "bytes": size}
-        found.append({**part, "dtypes": ", ".join(sorted(types))})
+        tensors = [tensor for file in files for tensor in load_file(file).values()]
+        part = {"name": name, "kind": value[1], "parameters": sum(tensor.numel() for tensor in tensors)}
+        part["bytes"] = sum(file.stat().st_size for file in files)
+        part["dtypes"] = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+        found.append(part)
     return found
 
 
@@ -62,7 +57,7 @@ def run_record(run: Path, material: Path) -> dict[str, Any]:
         ValueError: If one of them is no such folder.
     """
     try:
-        config = parse_config(json.loads(json.dumps(_yaml(run / "config.yaml"))), source=str(run))
+        config = parse_config(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), source=str(run))
         history = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         starts = [json.loads(line) for line in (run / STARTS_FILE).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
@@ -85,28 +80,16 @@ def run_record(run: Path, material: Path) -> dict[str, Any]:
     }
 
 
-def _yaml(path: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def sources(material: Material) -> list[dict[str, Any]]:
     """Lists what was trained on by kind, collection and licence, with its number of files and hours."""
-    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    hours: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for sound in material.sounds:
         collection = sound.group if sound.kind == "music" else sound.origin.split(":")[0].removeprefix("github")
         collection = collection or ":".join(sound.origin.split(":")[1:2])
-        found[sound.kind, collection, sound.licence].append(sound.samples / SAMPLE_RATE / 3600)
+        hours[sound.kind, collection, sound.licence].append(sound.samples / SAMPLE_RATE / 3600)
     return [
-        {
-            "kind": kind,
-            "collection": collection,
-            "licence": licence,
-            "files": len(hours),
-            "hours": round(sum(hours), 2),
-        }
-        for (kind, collection, licence), hours in sorted(found.items())
+        dict(zip(("kind", "collection", "licence"), key, strict=True), files=len(each), hours=round(sum(each), 2))
+        for key, each in sorted(hours.items())
     ]
 
 
@@ -133,8 +116,7 @@ def render_card(weights: Path, record: Mapping[str, Any] | None, report: str | N
         pipeline_tag="audio-to-audio",
         tags=["audio", "music", "restoration", "dereverberation", "denoising", "diffusers:Aud2StudioPipeline"],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
-    return str(card)
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.continued:
                 before = json.loads(path.read_text(encoding="utf-8"))
                 added |= {name: round(added[name] + before[name], 2) for name in ADDED}
-            write_json(path, added)
+            path.write_text(json.dumps(added, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         report = options.report.read_text(encoding="utf-8") if options.report else None
         card = render_card(options.weights, record, report)

@@ -4,43 +4,82 @@
     python -m training.hub.export --checkpoint runs/tiny/best-4000 --out build/hub --push org/aud2studio --private
 
 The folder holds the pipeline as stock components (safetensors, float32 and the `fp16` variant), `pipeline.py` and its
-siblings as remote code, the model card with its figures, the training record and the licence. It is loaded in every
-way that the card names, in a fresh environment too, before anything is pushed; the same command goes on with a push
-that was interrupted. The token is that of `hf auth login` or `HF_TOKEN`.
+siblings as remote code, the model card, the training record and the licence. It is loaded in every way that the card
+names, where the package cannot be imported, too, before anything is pushed; the same command goes on with a push that
+was interrupted. The token is that of `hf auth login` or `HF_TOKEN`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
-import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
-from diffusers import MMAudioVocoder
+from diffusers import DiffusionPipeline, MMAudioVocoder
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.hf_api import RepoFile
+from scipy import signal
 
+import pipeline_aud2studio
 from pipeline_aud2studio import Aud2StudioPipeline, shipped_weights
+from pipeline_aud2studio.audio import LoudnessWarning
 from training.build import build_condition_encoder, build_pipeline, build_unet
 from training.checkpoints import STATE_FILE, atomic_folder, load_checkpoint
 from training.config import parse_config
 
-from .verify import PACKAGE, remote_code_files, verify
-
+PACKAGE = Path(pipeline_aud2studio.__file__).parent
+ENTRY = "pipeline"
 LICENCE = PACKAGE.parent / "LICENSE"
 HALF = "fp16"
+
+SECONDS, SAMPLE_RATE = 2.0, 44100  # of what is restored to compare the ways of loading
+NUM_STEPS = 2
+TOLERANCE = 1e-5  # of full scale; a saved and loaded pipeline differs by up to 2.4e-6
+ITERATED_DB = 0.5  # of a band's level: Griffin-Lim makes audible phases of rounding, but no other spectrum
+SPECTRUM, NUM_BANDS = 2048, 24  # samples of a spectrum, and bands that it is measured in
+HALF_PRECISION_DB = 30.0  # how far the error of the rounded weights stays below the output
+
+REMOTE = """
+import json, sys
+sys.modules["pipeline_aud2studio"] = None  # whoever imports the package fails
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+model, audio, rate, steps, out = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipeline", trust_remote_code=True)
+waveform, refine, results = np.load(audio), pipe.refine, []
+for name, pipe.refine in (("faithful", None), ("vocoder", None), ("vocoder", refine)):
+    results.append(pipe(waveform, rate, steps, name, generator=torch.Generator().manual_seed(0)).audios[0])
+np.save(out, np.stack(results))
+"""
+
+
+class VerificationError(ValueError):
+    """An exported folder does not do what its card promises."""
+
+
+class PushError(ValueError):
+    """The folder is not, or not completely, on the Hub; the message says why."""
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
 
 
 def load_pipeline(checkpoint: Path, vocoder: Path | None = None) -> Aud2StudioPipeline:
@@ -107,12 +146,16 @@ def write_repository(pipeline: Aud2StudioPipeline, out: Path, documents: Path) -
     Args:
         pipeline: In float32.
         out: The folder.
-        documents: Folder whose content (card, figures, training record) is put beside the components.
+        documents: Folder of the card and the training record.
 
     Raises:
-        ValueError: If `out` is something else than an earlier export, or float16 cannot hold the weights.
+        ValueError: If there is no card, `out` is something else than an earlier export, or float16 cannot hold the
+            weights.
     """
-    if not is_export(out) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not (documents / "README.md").is_file():
+        raise ValueError(f"{documents} has no README.md, the model card")
+    is_export = all((out / name).is_file() for name in ("model_index.json", "pipeline.py", "LICENSE"))
+    if not is_export and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty and not an earlier export: choose another folder")
     if not LICENCE.is_file():
         raise ValueError(f"{LICENCE} is missing: run this from a clone of the repository")
@@ -120,10 +163,9 @@ def write_repository(pipeline: Aud2StudioPipeline, out: Path, documents: Path) -
         halved(pipeline).save_pretrained(temporary, variant=HALF)
         pipeline.save_pretrained(temporary)  # last, so that the configurations are those of float32
         _forget_origin(temporary)
-        for file in remote_code_files():
-            shutil.copyfile(file, temporary / file.name)
-        shutil.copyfile(LICENCE, temporary / "LICENSE")
-        shutil.copytree(documents, temporary, dirs_exist_ok=True)
+        for file in (*remote_code_files(), LICENCE, documents / "README.md", documents / "training.json"):
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
 
 
 def _forget_origin(folder: Path) -> None:
@@ -132,11 +174,6 @@ def _forget_origin(folder: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def is_export(folder: Path) -> bool:
-    """Tells whether a folder is what `write_repository` writes."""
-    return all((folder / name).is_file() for name in ("model_index.json", "pipeline.py", "LICENSE"))
 
 
 def halved(pipeline: Aud2StudioPipeline) -> Aud2StudioPipeline:
@@ -155,15 +192,165 @@ def halved(pipeline: Aud2StudioPipeline) -> Aud2StudioPipeline:
     return Aud2StudioPipeline(**parts, **settings)
 
 
-def collect_documents(checkpoint: Path, folder: Path) -> None:
-    """Copies a checkpoint's card, record and figures."""
-    if not (checkpoint / "README.md").is_file():
-        raise ValueError(f"{checkpoint} has no README.md, the model card")
-    for name in ("README.md", "training.json"):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
-    if (checkpoint / "figures").is_dir():
-        shutil.copytree(checkpoint / "figures", folder / "figures")
+def remote_code_files(package: Path = PACKAGE) -> list[Path]:
+    """`pipeline.py` and its siblings that it needs, directly or not.
+
+    Raises:
+        ValueError: If a sibling is needed that `pipeline.py` does not import itself: diffusers would not fetch it.
+    """
+    direct = _relative_imports(package / f"{ENTRY}.py")
+    needed = set(direct)
+    waiting = list(direct)
+    while waiting:
+        name = waiting.pop()
+        for found in _relative_imports(package / f"{name}.py") - needed:
+            needed.add(found)
+            waiting.append(found)
+    if hidden := sorted(needed - direct - {ENTRY}):
+        raise ValueError(
+            f"{ENTRY}.py has to import {', '.join(hidden)} itself: as remote code, what only a sibling imports is not"
+            " fetched"
+        )
+    return [package / f"{name}.py" for name in sorted(needed | {ENTRY})]
+
+
+def _relative_imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+# --- Every way to load it --------------------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> list[str]:
+    """Loads an exported folder in the three ways and its `fp16` variant, and compares the read-outs.
+
+    Returns:
+        A line for each way, with the largest difference of the faithful read-out and of one pass of the vocoder.
+
+    Raises:
+        VerificationError: If a way fails, or its output differs.
+    """
+    expected = read_outs(Aud2StudioPipeline.from_pretrained(folder, dtype=torch.float32))
+    by_import = DiffusionPipeline.from_pretrained(folder)
+    if not isinstance(by_import, Aud2StudioPipeline):
+        raise VerificationError(f"{folder} loads as {type(by_import).__name__}")
+    found = {
+        "package imported, DiffusionPipeline": read_outs(by_import),
+        "package imported, Aud2StudioPipeline": read_outs(Aud2StudioPipeline.from_pretrained(folder)),
+        "trust_remote_code, without the package": remote_read_outs(folder),
+    }
+    lines = []
+    for way, result in found.items():
+        difference = float(np.abs(result[:2] - expected[:2]).max())
+        iterated_db = band_difference_db(result[2], expected[2])
+        if result.shape != expected.shape or not difference <= TOLERANCE:
+            raise VerificationError(f"{way}: the output differs by {difference:.2g}, more than {TOLERANCE:g}")
+        if not iterated_db <= ITERATED_DB:
+            raise VerificationError(f"{way}: the vocoder's spectrum differs by {iterated_db:.1f} dB")
+        lines.append(f"{way}: loads, largest difference {difference:.1e}")
+    half = Aud2StudioPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    rounded = read_outs(half)[0]  # the vocoder's phases amplify what nobody hears
+    error_db = 10 * np.log10(np.mean((rounded - expected[0]) ** 2) / np.mean(expected[0] ** 2) + 1e-20)
+    if not error_db <= -HALF_PRECISION_DB:
+        raise VerificationError(f"the fp16 variant differs by {error_db:.0f} dB, more than {-HALF_PRECISION_DB:g} dB")
+    lines.append(f"fp16 variant: loads, error of the faithful read-out {error_db:.0f} dB")
+    return lines
+
+
+def excerpt() -> np.ndarray:
+    """Makes decaying tones in noise, the same everywhere: (2, samples)."""
+    rng = np.random.default_rng(0)
+    time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    waveform = 0.02 * rng.standard_normal((2, len(time)))
+    for frequency in rng.uniform(80, 4000, 8):
+        waveform += 0.05 * np.sin(2 * np.pi * frequency * time) * np.exp(-4 * (time % 0.5))
+    return waveform.astype(np.float32)
+
+
+def read_outs(pipeline: DiffusionPipeline) -> np.ndarray:
+    """Restores the excerpt (3, channels, samples): faithful, one pass of the vocoder, that with iterated phases."""
+    pipeline.set_progress_bar_config(disable=True)
+    waveform, refine, results = excerpt(), pipeline.refine, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoudnessWarning)  # an untrained vocoder is nearly silent
+        for name, pipeline.refine in (("faithful", None), ("vocoder", None), ("vocoder", refine)):
+            generator = torch.Generator().manual_seed(0)
+            results.append(pipeline(waveform, SAMPLE_RATE, NUM_STEPS, name, generator=generator).audios[0])
+    return np.stack(results)
+
+
+def band_difference_db(found: np.ndarray, expected: np.ndarray) -> float:
+    """Measures by how much the levels of two waveforms (channels, samples) differ at most, in dB, in bands."""
+    edges = np.unique(np.geomspace(1, SPECTRUM // 2, NUM_BANDS).astype(int))
+    powers = [signal.welch(each, nperseg=SPECTRUM)[1].mean(0) for each in (found, expected)]
+    one, other = (10 * np.log10(np.add.reduceat(power, edges) + 1e-20) for power in powers)
+    return float(np.abs(one - other)[other > other.max() - 60].max())
+
+
+def remote_read_outs(model: Path | str, environment: dict[str, str] | None = None) -> np.ndarray:
+    """Does the same by the remote code, in a process that cannot import this package.
+
+    Args:
+        model: Folder, or a repository's name with an `environment` in which it can be reached.
+        environment: Variables beside this process's; none: offline.
+
+    Raises:
+        VerificationError: With what the other process said.
+    """
+    with tempfile.TemporaryDirectory(prefix="aud2studio-") as name:
+        root = Path(name)
+        np.save(root / "in.npy", excerpt())
+        source = str(model.resolve()) if isinstance(model, Path) else model
+        arguments = [source, str(root / "in.npy"), SAMPLE_RATE, NUM_STEPS, str(root / "out.npy")]
+        homes = {"HF_HOME": str(root / "home"), "HF_MODULES_CACHE": str(root / "modules")}
+        variables = os.environ | (environment or {"HF_HUB_OFFLINE": "1"}) | homes
+        command = [sys.executable, "-I", "-c", REMOTE, json.dumps(arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise VerificationError(f"trust_remote_code, without the package: {reason}")
+        return np.load(root / "out.npy")
+
+
+# --- The Hub ---------------------------------------------------------------------------------------------------------
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool, tag: str) -> str:
+    """Makes a repository of the Hub hold what a folder holds, and nothing else; returns the commit's id.
+
+    The same call goes on where an interrupted one stopped: files that arrived are not sent again.
+
+    Args:
+        folder: Everything in it is uploaded.
+        repo_id: `name` or `organisation/name`; created if it does not exist.
+        private: Whether a repository that is created is private; an existing one stays as it is.
+        tag: Name for the uploaded state.
+
+    Raises:
+        PushError: There is no token, the tag exists already, or the Hub refuses or cannot be reached.
+    """
+    if get_token() is None:
+        raise PushError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi()
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+            raise PushError(f"{repo_id} has a tag {tag} already: nothing was uploaded; choose another tag")
+        # Old files are deleted by the same upload, so that no sibling of an earlier version is imported.
+        commit: str = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=f"aud2studio {tag}", delete_patterns="*"
+        ).oid
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    except (HTTPError, HfHubHTTPError, HFValidationError, RuntimeError, OSError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PushError(
+            f"{folder} could not be pushed to {repo_id}: {reason} (the same command goes on where it stopped)"
+        ) from error
+    return commit
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -188,15 +375,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         pipeline = load_pipeline(options.checkpoint, options.vocoder)
-        with tempfile.TemporaryDirectory(prefix="aud2studio-") as documents:
-            collect_documents(options.checkpoint, Path(documents))
-            write_repository(pipeline, options.out, Path(documents))
+        write_repository(pipeline, options.out, options.checkpoint)
         print(f"{options.out} is written; loading it in every way that its card names.")
         for line in verify(options.out):
             print(f"  {line}")
         if options.push:
-            message = f"aud2studio {options.tag}"
-            commit = push_folder(options.out, options.push, private=options.private, tag=options.tag, message=message)
+            commit = push_folder(options.out, options.push, private=options.private, tag=options.tag)
             print(f"{options.push} holds it as {options.tag}, commit {commit}")
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
@@ -206,92 +390,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-logger = logging.getLogger(__name__)
-
-
-class PushError(ValueError):
-    """The folder is not, or not completely, on the Hub; the message says why."""
-
-
-def push_folder(
-    folder: Path, repo_id: str, *, repo_type: str = "model", private: bool, tag: str | None, message: str
-) -> str:
-    """Makes a repository hold what a folder holds, and nothing else.
-
-    The same call goes on where an interrupted one stopped: files that arrived are not sent again, and if nothing
-    differs there is no new commit.
-
-    Args:
-        folder: Everything in it is uploaded.
-        repo_id: `name` or `organisation/name`; created if it does not exist.
-        repo_type: `model` or `dataset`.
-        private: Whether a repository that is created is private; an existing one stays as it is.
-        tag: Name for the uploaded state, or None.
-        message: Of the commit.
-
-    Returns:
-        The commit's id.
-
-    Raises:
-        PushError: There is no token, the Hub refuses or cannot be reached, what arrived differs from the folder, or
-            the tag exists already and means something else.
-    """
-    if get_token() is None:
-        raise PushError("there is no token for the Hub: run `hf auth login`, or set HF_TOKEN")
-    api = HfApi()
-    try:
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
-        if tag in tags and (changed := differences(api, repo_id, repo_type, tags[tag], folder)):
-            raise PushError(
-                f"the tag {tag} of {repo_id} exists already and is another state ({_some(changed)} differ):"
-                " nothing was uploaded; choose another tag"
-            )
-        # Old files are deleted by the same upload, so that no sibling of an earlier version is imported.
-        commit: str = api.upload_folder(
-            repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message=message, delete_patterns="*"
-        ).oid
-        if changed := differences(api, repo_id, repo_type, commit, folder):
-            raise PushError(f"{_some(changed)} arrived at {repo_id} different from what was sent: push again")
-        if tag is not None and tag not in tags:
-            api.create_tag(repo_id, repo_type=repo_type, tag=tag, revision=commit)
-    except (HTTPError, HfHubHTTPError, HFValidationError, RuntimeError, OSError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise PushError(
-            f"{folder} could not be pushed to {repo_id}: {reason} (the same command goes on where it stopped)"
-        ) from error
-    return commit
-
-
-def differences(api: HfApi, repo_id: str, repo_type: str, revision: str, folder: Path) -> list[str]:
-    """Lists paths that are in the folder or in a revision of the repository only, or with another content."""
-    entries = api.list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True)
-    remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    remote.pop(".gitattributes", None)  # the Hub's own
-    local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return sorted(
-        path
-        for path in local.keys() | remote.keys()
-        if path not in local or path not in remote or not _same(local[path], remote[path])
-    )
-
-
-def _same(path: Path, entry: RepoFile) -> bool:
-    if path.stat().st_size != entry.size:
-        return False
-    if entry.lfs is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
-    return git_blob_id(path.read_bytes()) == entry.blob_id
-
-
-def git_blob_id(content: bytes) -> str:
-    """Computes what git calls a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _some(paths: list[str]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(paths[:3]) + more

@@ -6,11 +6,10 @@ import inspect
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -41,23 +40,10 @@ class Example(NamedTuple):
     clean: torch.Tensor  # (batch, frames * hop)
 
 
-class Examples(Protocol):
-    """Batches for every step of a run, and the clips it is validated on."""
-
-    clips: Example
-
-    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
-        """Yields the batches of the steps `first` to `last` - 1, the same ones whenever they are drawn."""
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns what has to be kept to go on after the last batch that was handed out."""
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes back to where :meth:`state_dict` was called."""
-
-
 class CleanMels:
     """Mels of crops of clean music, see :class:`MusicCrops`.
+
+    `clips` are those that the run is validated on, here as in :class:`RestoredMels`.
 
     Raises:
         ValueError: If there is no music, or none that is long enough.
@@ -71,27 +57,20 @@ class CleanMels:
             tracks.setdefault(row["split"], []).append(row)
         if empty := [split for split in ("train", "validation") if not tracks[split]]:
             raise ValueError(f"The inventory of {root} has no tracks of the split {empty[0]!r}.")
-        mel = config.mel
-        num_samples = config.train.crop_frames * mel.hop_length + 2 * transform.pad
+        rate, hop = config.mel.sample_rate, config.mel.hop_length
+        num_samples = config.train.crop_frames * hop + 2 * transform.pad
         levels = (config.data.min_level_db, config.data.max_level_db)
-        self.crops = MusicCrops(tracks["train"], root, num_samples, mel.sample_rate, config.seed, levels)
-        clip_frames = math.ceil(config.eval.clip_seconds * mel.sample_rate / mel.hop_length)
-        clips = MusicCrops(
-            tracks["validation"],
-            root,
-            clip_frames * mel.hop_length,
-            mel.sample_rate,
-            VALIDATION_SEED,
-            (VALIDATION_LEVEL_DB, VALIDATION_LEVEL_DB),
-        )
+        self.crops = MusicCrops(tracks["train"], root, num_samples, rate, config.seed, levels)
+        clip_samples = math.ceil(config.eval.clip_seconds * rate / hop) * hop
+        levels = (VALIDATION_LEVEL_DB, VALIDATION_LEVEL_DB)
+        clips = MusicCrops(tracks["validation"], root, clip_samples, rate, VALIDATION_SEED, levels)
         clean = next(batches(clips, 0, 1, config.eval.num_clips, num_threads=1))
         self.clips = Example(transform.log_mel(transform.stft(clean)), clean)
 
-    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
-        stream = batches(self.crops, first, last, self.config.train.batch_size, self.config.data.num_threads)
-        with closing(stream):
-            for batch in stream:
-                yield self.example(batch.to(self.device))
+    def batches(self, first: int, last: int) -> Iterator[Example]:
+        """Yields the batches of the steps `first` to `last` - 1, the same ones whenever they are drawn."""
+        for batch in batches(self.crops, first, last, self.config.train.batch_size, self.config.data.num_threads):
+            yield self.example(batch.to(self.device))
 
     def example(self, padded: torch.Tensor) -> Example:
         """Makes an example of crops (batch, pad + frames * hop + pad), whose neighbours stand where a mel reflects."""
@@ -99,9 +78,11 @@ class CleanMels:
         return Example(mel, padded[:, self.transform.pad : -self.transform.pad])
 
     def state_dict(self) -> dict[str, int]:
-        return {}  # the number of the step says it all
+        """Returns what has to be kept to go on: nothing, the number of the step says it all."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes back to where :meth:`state_dict` was called."""
         if state:
             raise ValueError("the checkpoint is of a run on restored mels: set data.restored_from as it had it")
 
@@ -140,7 +121,8 @@ class RestoredMels:
         count = config.eval.num_clips
         self.clips = Example(*(torch.cat(parts).cpu()[:count] for parts in zip(*clips, strict=True)))
 
-    def batches(self, first: int, last: int) -> Generator[Example, None, None]:
+    def batches(self, first: int, last: int) -> Iterator[Example]:
+        """Yields the batches of the steps `first` to `last` - 1, from where the loader stands."""
         hop, frames = self.config.mel.hop_length, self.config.train.crop_frames
         for step, batch in zip(range(first, last), self.loader, strict=False):
             seed = step_seed(self.config.seed, step, 0, 0)
@@ -161,18 +143,14 @@ class RestoredMels:
         return Example(mel, batch["target"].to(self.device))
 
     def state_dict(self) -> dict[str, int]:
+        """Returns what has to be kept to go on after the last batch that was handed out."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes back to where :meth:`state_dict` was called."""
         if not state:
             raise ValueError("the checkpoint is of a run on clean mels: --init_from starts a new run from its export")
         self.loader.load_state_dict(state)
-
-
-def open_examples(config: VocoderConfig, transform: BandTransform, device: torch.device) -> Examples:
-    """Opens the examples that the configuration asks for."""
-    kind = CleanMels if config.data.restored_from is None else RestoredMels
-    return kind(config, transform, device)
 
 
 def check_front_end(pipeline: Aud2StudioPipeline, config: VocoderConfig) -> None:
@@ -217,8 +195,6 @@ SILENCE_RMS = 10 ** (-55 / 20)  # crops below are drawn again: scaled up they wo
 MAX_PEAK = 0.98
 MAX_DRAWS = 20
 
-Tensors = Generator[torch.Tensor, None, None]
-
 
 class MusicCrops:
     """Random mono crops of tracks, each at a random level.
@@ -229,8 +205,8 @@ class MusicCrops:
         num_samples: Length of a crop.
         sample_rate: Of the crops, in Hz.
         seed: Of the draws.
-        level_range_db: RMS of the crops in dB relative to full scale, drawn uniformly from this range; a crop
-            whose peak would pass 0.98 is brought down to it. `None` leaves the levels.
+        levels_db: RMS of the crops in dB relative to full scale, drawn uniformly from this range; a crop whose peak
+            would pass 0.98 is brought down to it.
     """
 
     def __init__(
@@ -240,14 +216,14 @@ class MusicCrops:
         num_samples: int,
         sample_rate: int,
         seed: int,
-        level_range_db: tuple[float, float] | None = None,
+        levels_db: tuple[float, float],
     ) -> None:
         self.seconds = num_samples / sample_rate
         self.rows = [row for row in rows if row["seconds"] > self.seconds]
         if not self.rows:
             raise ValueError(f"No track in the inventory of {root} is longer than the {self.seconds:.2f} s of a crop.")
         self.root, self.num_samples, self.sample_rate = root, num_samples, sample_rate
-        self.seed, self.level_range_db = seed, level_range_db
+        self.seed, self.levels_db = seed, levels_db
         lengths = np.array([row["seconds"] for row in self.rows])
         self._shares = lengths / lengths.sum()
 
@@ -257,39 +233,28 @@ class MusicCrops:
         for _ in range(MAX_DRAWS):
             row = self.rows[rng.choice(len(self.rows), p=self._shares)]
             start_s, channel = rng.uniform(0, row["seconds"] - self.seconds), rng.uniform()
-            stems = [self._read(path, start_s, channel) for path in row.get("stems") or [row["path"]]]
+            stems = [self._read(path, row, start_s, channel) for path in row.get("stems") or [row["path"]]]
             crop = np.stack(stems).sum(axis=0)
             rms = float(np.sqrt(np.mean(crop**2)))
             if rms > SILENCE_RMS:
-                return self._scale(crop, rms, rng)
+                gain = 10 ** (rng.uniform(*self.levels_db) / 20) / rms
+                return crop * np.float32(min(gain, MAX_PEAK / np.abs(crop).max()))
         raise ValueError(f"{MAX_DRAWS} crops in a row were silent: check the tracks below {self.root}.")
 
-    def _read(self, path: str, start_s: float, channel: float) -> np.ndarray:
-        waveform = read_span(self.root / path, start_s, self.seconds, self.sample_rate)
-        return waveform[int(channel * len(waveform)), : self.num_samples]
-
-    def _scale(self, crop: np.ndarray, rms: float, rng: np.random.Generator) -> np.ndarray:
-        gain = 1.0
-        if self.level_range_db is not None:
-            gain = 10 ** (rng.uniform(*self.level_range_db) / 20) / rms
-        return crop * np.float32(min(gain, MAX_PEAK / np.abs(crop).max()))
-
-
-def read_span(path: Path, start_s: float, seconds: float, sample_rate: int) -> np.ndarray:
-    """Reads `seconds` of a file from `start_s`, zero-padded past its end: (channels, round(seconds * sample_rate))."""
-    samples = round(seconds * sample_rate)
-    with soundfile.SoundFile(path) as file:
-        file.seek(min(round(start_s * file.samplerate), file.frames))
-        wanted = -(-samples * file.samplerate // sample_rate)
-        waveform = file.read(wanted, dtype="float32", always_2d=True)
-        if file.samplerate != sample_rate:
-            waveform = soxr.resample(waveform, file.samplerate, sample_rate)
-    waveform = waveform[:samples].T
-    return np.pad(waveform, ((0, 0), (0, samples - waveform.shape[-1])))
+    def _read(self, path: str, row: Mapping[str, Any], start_s: float, channel: float) -> np.ndarray:
+        """Reads a channel from `start_s` on, with zeros past the file's end: (num_samples,)."""
+        rate = row["sample_rate"]
+        wanted = math.ceil(self.seconds * rate) + 1
+        waveform, _ = soundfile.read(
+            self.root / path, wanted, round(start_s * rate), dtype="float32", always_2d=True, fill_value=0.0
+        )
+        if rate != self.sample_rate:
+            waveform = soxr.resample(waveform, rate, self.sample_rate)
+        return waveform[: self.num_samples, int(channel * waveform.shape[1])]
 
 
-def batches(crops: MusicCrops, first: int, last: int, batch_size: int, num_threads: int) -> Tensors:
-    """Yields batches (batch_size, num_samples) number `first` to `last` - 1, decoded ahead by threads.
+def batches(crops: MusicCrops, first: int, last: int, batch_size: int, num_threads: int) -> Iterator[torch.Tensor]:
+    """Yields batches (batch_size, num_samples) number `first` to `last` - 1, a few of them begun ahead of their turn.
 
     Threads, not processes: decoding and resampling let go of Python's lock, and a signal reaches one process only.
     """
@@ -298,20 +263,11 @@ def batches(crops: MusicCrops, first: int, last: int, batch_size: int, num_threa
         start = batch * batch_size
         return torch.from_numpy(np.stack([crops[index] for index in range(start, start + batch_size)]))
 
-    return ahead(read, range(first, last), num_threads)
-
-
-def ahead(read: Callable[[int], torch.Tensor], numbers: range, num_threads: int) -> Tensors:
-    """Yields `read(number)` for every number in order, a few of them begun ahead of their turn."""
     pending: deque[Future[torch.Tensor]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-        try:
-            for number in numbers:
-                pending.append(pool.submit(read, number))
-                if len(pending) > 2 * num_threads:
-                    yield pending.popleft().result()
-            while pending:
+        for batch in range(first, last):
+            pending.append(pool.submit(read, batch))
+            if len(pending) > 2 * num_threads:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()

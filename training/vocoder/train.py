@@ -49,7 +49,7 @@ from .discriminators import (
     frozen,
     level_gain,
 )
-from .examples import Example, open_examples
+from .examples import CleanMels, Example, RestoredMels
 from .objective import ENDS, SpectralObjective, build_vocoder, distances, front_end, vocode, without_vocoder
 
 
@@ -66,7 +66,8 @@ class VocoderTrainer(Run):
         super().__init__(config, output_dir, report_to)
         self.max_steps = config.train.max_train_steps
         self.transform = front_end(config.mel)
-        self.examples = open_examples(config, self.transform, self.device)
+        kind = CleanMels if config.data.restored_from is None else RestoredMels
+        self.examples: CleanMels | RestoredMels = kind(config, self.transform, self.device)
 
         torch.manual_seed(config.seed)
         self.vocoder = build_vocoder(config).to(self.device)

@@ -69,6 +69,7 @@ def test_offset_drift_and_polarity_are_found(offset_s: float, drift_ppm: float, 
     assert largest_error_s(alignment, offset_s, drift_ppm, shared) < EXACT_S
 
 
+@pytest.mark.slow
 def test_recordings_of_different_rates_and_channels_are_aligned() -> None:
     table = notes(3, 50.0)
     reference = Recording(heard(clock(30.0, 0.0, 0.0, 22050), table, seed=1), 22050, "desk")
@@ -86,6 +87,7 @@ def test_recordings_of_different_rates_and_channels_are_aligned() -> None:
     assert not aligned[:, : int(4.9 * 22050)].any()
 
 
+@pytest.mark.slow
 def test_jumps_are_found_and_placed() -> None:
     table = notes(4, 90.0)
     reference = heard(clock(85.0, 0.0, 0.0), table, seed=1)
@@ -110,6 +112,7 @@ def test_jumps_are_found_and_placed() -> None:
     assert not aligned[gap].any()
 
 
+@pytest.mark.slow
 def test_another_performance_is_refused_unless_forced() -> None:
     # The same notes by the same instruments, each 10 ms early or late.
     reference = heard(clock(40.0, 0.0, 0.0), notes(5, 40.0), seed=1)
@@ -123,6 +126,7 @@ def test_another_performance_is_refused_unless_forced() -> None:
     assert result.alignments[1].confidence < 0.2 and result.alignments[2].confidence > 0.8
 
 
+@pytest.mark.slow
 def test_music_that_repeats_lies_where_the_voice_agrees() -> None:
     # A loop of 3.1 s fits at several lags. At some of them more windows overlap than at the right one, where all that
     # is sung agrees as well: the likeliest path was 3.1 s off.
@@ -138,6 +142,7 @@ def test_music_that_repeats_lies_where_the_voice_agrees() -> None:
     assert largest_error_s(alignment, 4.3, 80.0, (0.0, 8.7)) < EXACT_S
 
 
+@pytest.mark.slow
 def test_a_passage_that_sounds_twice_is_no_jump() -> None:
     # In a pause of the music the same signal was near both, but 4.3 s earlier to the recording.
     music, signal = notes(51, 100.0), notes(52, 16.0)
@@ -155,6 +160,7 @@ def test_a_passage_that_sounds_twice_is_no_jump() -> None:
         assert float(segment.to_reference(40.0)) == pytest.approx(40.0 / (1 + 150e-6) + 5.0, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_last_verse_that_one_recorder_missed_is_not_laid_on_the_one_before() -> None:
     verse, song = notes(53, 13.0), notes(54, 60.0)
     verses = [verse[verse[:, 0] < 12.0] + [60.0 + 12.0 * turn, 0.0, 0.0, 0.0] for turn in range(3)]
@@ -171,6 +177,7 @@ def test_a_last_verse_that_one_recorder_missed_is_not_laid_on_the_one_before() -
         assert float(segment.to_reference(40.0)) == pytest.approx(40.0 / (1 - 60e-6) + 5.0, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_second_or_two_in_common_is_not_enough() -> None:
     table = notes(55, 60.0)
     reference = Recording(heard(clock(30.0, 0.0, 0.0), table, seed=1), RATE)
@@ -182,6 +189,7 @@ def test_a_second_or_two_in_common_is_not_enough() -> None:
     assert refine(reference, later, [Run(0.0, 2.0, 28.0, 0.0, 9.0)]) is None
 
 
+@pytest.mark.slow
 def test_a_direct_sound_that_drowns_in_reverberation_is_not_guessed() -> None:
     table = notes(41, 16.0)
 
@@ -199,6 +207,7 @@ def test_a_direct_sound_that_drowns_in_reverberation_is_not_guessed() -> None:
         align([in_church(near, 3, -15.0), in_church(far, 4, -15.0)], RATE, reference=0)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_best_recording_that_any_other_agrees_with() -> None:
     table = notes(7, 30.0)
     clear, dull = (heard(clock(25.0, 0.0, ppm), table, seed, snr) for ppm, seed, snr in ((0, 1, 25.0), (50, 2, 3.0)))
@@ -238,6 +247,7 @@ def test_what_cannot_be_aligned_is_said() -> None:
         Recording("nowhere.wav")
 
 
+@pytest.mark.slow
 def test_what_phones_write_is_read_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "phone.m4a"
     tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(44100 * 2) / 44100)).astype(np.float32)
@@ -254,6 +264,7 @@ def test_what_phones_write_is_read_anywhere(tmp_path: Path) -> None:
     np.testing.assert_allclose(recording.read(30000, 50000), expected[:, 30000:50000], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_silent_recording_is_left_out_and_the_rest_goes_on() -> None:
     table = notes(10, 12.0)
     first, second = (heard(clock(10.0, start, 0.0), table, seed) for seed, start in ((1, 0.0), (2, 1.5)))
@@ -294,6 +305,7 @@ def test_blocks_meet_without_a_seam_and_cover_what_was_recorded() -> None:
     assert not recorded[7 * rate :].any()
 
 
+@pytest.mark.slow
 def test_apply_undoes_what_the_recorder_did() -> None:
     table = notes(11, 30.0)
     true = (0.05 * music(clock(20.0, 0.0, 0.0), table)).astype(np.float32)
@@ -410,6 +422,7 @@ def test_quality_falls_with_noise_reverberation_and_lost_highs() -> None:
     assert quality(np.fft.irfft(spectrum, len(dry))) < clean - 0.3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     rate, minutes = 8000, 20
     rng = np.random.default_rng(5)
@@ -453,6 +466,7 @@ def run_command(*arguments: str) -> int:
     return align_command.run(parser.parse_args(list(arguments)))
 
 
+@pytest.mark.slow
 def test_the_command_writes_recordings_report_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_takes(tmp_path)
     inputs = [str(path) for path in paths]

@@ -39,6 +39,7 @@ def late_by(delay_s: float) -> list[Segment]:
     return [Segment(0.0, SECONDS, -delay_s, 0.0)]
 
 
+@pytest.mark.slow
 def test_three_recordings_know_better_than_a_pair() -> None:
     # Loud crowds fill the ripples up by which a pair's echoes are known.
     recordings = [heard(ECHOES_MS[number], number + 1, crowd=4.0) for number in (0, 1, 2)]
@@ -66,6 +67,7 @@ def test_the_spectra_show_whose_echo_is_louder_than_the_direct_sound(swapped: bo
     assert delay_s == pytest.approx(0.0, abs=2e-6) and height > 6
 
 
+@pytest.mark.slow
 def test_an_inverted_recording_that_was_taken_for_another() -> None:
     recordings = [heard(ECHOES_MS[2], 1), heard(ECHOES_MS[3], 2, polarity=-1), heard({0.0: 1.0, 6.2: 0.3}, 3)]
     delays, polarities, _ = agree(recordings, [[IDENTITY], late_by(9.1e-3), late_by(0.0)], [1, 1, 1], RATE)
@@ -73,6 +75,7 @@ def test_an_inverted_recording_that_was_taken_for_another() -> None:
     assert polarities.tolist() == [1, -1, 1]
 
 
+@pytest.mark.slow
 def test_of_two_arrivals_that_are_heard_as_well_the_earlier_one_counts() -> None:
     recordings = [heard({0.0: 1.0, 2.6: 1.05}, 1), heard(ECHOES_MS[2], 2), heard(ECHOES_MS[3], 3)]
     # The reference's echo was taken for its direct sound: all others seem to come too early.
@@ -81,6 +84,7 @@ def test_of_two_arrivals_that_are_heard_as_well_the_earlier_one_counts() -> None
     assert delays == pytest.approx([0.0, 2.6e-3, 2.6e-3], abs=2e-5)
 
 
+@pytest.mark.slow
 def test_recordings_that_share_no_time_leave_each_other_alone() -> None:
     recordings = [heard(ECHOES_MS[number], number + 1) for number in (0, 2, 3)]
     clocks = [[IDENTITY], [Segment(0.0, SECONDS, 3600.0, 0.0)], [Segment(0.0, SECONDS, -3600.0, 0.0)]]

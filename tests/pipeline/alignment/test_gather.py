@@ -46,6 +46,7 @@ def concert() -> list[Take]:
     return [*takes, of_array(other[None])]
 
 
+@pytest.mark.slow
 def test_the_best_four_are_aligned_and_what_is_left_out_is_said(concert: list[Take], tmp_path: Path) -> None:
     names = ["a", "b", "c", "d", "e", "other"]
     said: list[str] = []
@@ -69,6 +70,7 @@ def test_the_best_four_are_aligned_and_what_is_left_out_is_said(concert: list[Ta
     assert abs(np.argmax(lags)) <= 1
 
 
+@pytest.mark.slow
 def test_the_order_of_the_inputs_does_not_matter(concert: list[Take], tmp_path: Path) -> None:
     names = ["a", "b", "c", "d", "e", "other"]
     order = [4, 5, 0, 3, 1, 2]
@@ -82,6 +84,7 @@ def test_the_order_of_the_inputs_does_not_matter(concert: list[Take], tmp_path: 
             np.testing.assert_array_equal(samples(one), samples(other))
 
 
+@pytest.mark.slow
 def test_a_recording_whose_direct_sound_cannot_be_told_helps_with_the_room(
     concert: list[Take], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ def cli(toy_model: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tup
     return run
 
 
+@pytest.mark.slow
 def test_the_command_aligns_and_restores_the_reference(cli, concert: list[Take], tmp_path: Path) -> None:
     paths = []
     for name, audio in zip("abc", concert[:3], strict=True):
@@ -154,6 +158,7 @@ def test_the_command_aligns_and_restores_the_reference(cli, concert: list[Take],
         assert (status, message in err) == (2, True), err
 
 
+@pytest.mark.slow
 def test_align_is_a_command_of_its_own(tmp_path: Path, concert: list[Take], capfd) -> None:
     paths = [tmp_path / "b.wav", tmp_path / "c.wav"]
     for path, audio in zip(paths, concert[1:3], strict=True):

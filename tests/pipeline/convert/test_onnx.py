@@ -16,6 +16,8 @@ from diffusers import UNet2DConditionModel
 from pipeline_aud2studio import Aud2StudioPipeline, infer
 from pipeline_aud2studio.convert.onnx import OnnxUNet, _write, deviation, export, load_onnx_pipeline, networks
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxscript")
 RATE = 44100
 

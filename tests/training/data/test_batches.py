@@ -78,6 +78,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pairs"
 
 
+@pytest.mark.slow
 def test_real_pairs_are_aligned_cut_and_found_again(pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     assert main(["--pairs", str(pairs), "--out", str(out)]) == 0

@@ -87,7 +87,7 @@ def package_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 def test_package_from_cache_to_inventory(
-    package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (package_folder / "DEBIAN").mkdir()
     control = "Package: demo\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: demo\n"
@@ -96,13 +96,11 @@ def test_package_from_cache_to_inventory(
     cache.mkdir()
     deb = cache / "demo_1.0_all.deb"
     subprocess.run(["dpkg-deb", "-b", str(package_folder), str(deb)], check=True, stdout=subprocess.DEVNULL)
-    record = {"SHA256": hashlib.sha256(deb.read_bytes()).hexdigest(), "Size": str(deb.stat().st_size)}
-    monkeypatch.setattr(corpora, "package_records", lambda name: [record])
+    apt_says(monkeypatch, deb, hashlib.sha256(deb.read_bytes()).hexdigest())
 
     out = tmp_path / "clean"
     package = Package("demo", "rock", "CC0", "validation")
     rows = prepare_packages([package], out, cache)
-    assert "0 to download (0 MB), 1 to unpack" in capsys.readouterr().out
     names = {Path(row["path"]).name: row for row in rows}
     assert set(names) == {"theme.flac", "song.ogg", "inner.flac"}
     assert not list(out.rglob("*.pk3")) and not list(out.rglob("*.bsp")) and list(out.rglob("copyright"))
@@ -116,7 +114,7 @@ def test_package_from_cache_to_inventory(
         assert row["sample_rate"] == RATE and row["channels"] == 2 and row["seconds"] >= 10
         assert row["bandwidth_hz"] >= 15000
     # The second call neither asks for the package nor listens again.
-    monkeypatch.setattr(corpora, "package_records", lambda name: pytest.fail("asked again"))
+    monkeypatch.setattr(corpora, "fetch_package", lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr(corpora, "describe", lambda *_: pytest.fail("listened again"))
     (out / "demo/usr/share/games/demo/music/broken.ogg").unlink()
     assert prepare_packages([package], out, cache) == rows
@@ -130,12 +128,31 @@ def test_broken_package_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_package_with_a_wrong_checksum_is_not_taken_from_the_cache(tmp_path: Path) -> None:
-    (tmp_path / "demo_1_all.deb").write_bytes(b"12345")
-    wrong = [{"Size": "5", "SHA256": "0" * 64}]
-    right = [{"Size": "5", "SHA256": hashlib.sha256(b"12345").hexdigest()}]
-    assert corpora.cached_package("demo", wrong, tmp_path) is None
-    assert corpora.cached_package("demo", right, tmp_path) == tmp_path / "demo_1_all.deb"
+def apt_says(monkeypatch: pytest.MonkeyPatch, deb: Path, sha256: str) -> None:
+    """Makes apt know a package by an address where nobody answers, and by its checksum."""
+    answer = f"'http://127.0.0.1:9/{deb.name}' {deb.name} 5 SHA256:{sha256}\n"
+    run = subprocess.run
+    monkeypatch.setattr(
+        "training.data.corpora.subprocess.run",
+        lambda words, **options: run(["printf", "%s", answer] if words[0] == "apt-get" else words, **options),
+    )
+
+
+def test_package_is_taken_from_the_cache_if_its_checksum_is_apts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deb = tmp_path / "demo_1_all.deb"
+    deb.write_bytes(b"12345")
+    apt_says(monkeypatch, deb, hashlib.sha256(b"12345").hexdigest())
+    assert corpora.fetch_package("demo", tmp_path) == deb
+    apt_says(monkeypatch, deb, "0" * 64)
+    with pytest.raises(OSError):  # it is fetched again
+        corpora.fetch_package("demo", tmp_path)
+    monkeypatch.setattr(
+        "training.data.corpora.subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 1, "")
+    )
+    with pytest.raises(ValueError, match="apt knows no package 'demo'"):
+        corpora.fetch_package("demo", tmp_path)
 
 
 # --- Splits ----------------------------------------------------------------------------------------------------------
@@ -186,7 +203,7 @@ def test_errors_are_one_line(
 
 
 def test_index_files(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.jsonl", [{"a": 1}], seed=3)
+    write_rows(tmp_path / "a.jsonl", [{"a": 1}])
     assert read_rows(tmp_path / "a.jsonl") == [{"a": 1}]
     rows = [{"path": "b", "x": 1}, {"path": "a", "x": 2}]
     assert [row["path"] for row in merge_rows(tmp_path / "m.jsonl", rows)] == ["a", "b"]

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from training.data.halls import AIR_PER_M, HIGHS_DECAY, OCTAVES_HZ, shaped_noise, simulate, wall_absorption
-from training.data.rooms import t20_s, tidy
+from training.data.rooms import (
+    AIR_PER_M,
+    HIGHS_DECAY,
+    OCTAVES_HZ,
+    shaped_noise,
+    simulate,
+    t20_s,
+    tidy,
+    wall_absorption,
+)
 
 SAMPLE_RATE = 44100
 
@@ -35,6 +43,7 @@ def test_shaped_noise_has_the_envelopes_and_a_diffuse_fields_coherence() -> None
     np.testing.assert_allclose(coherence[band], np.sinc(2 * frequencies[band] * 0.2 / 343), atol=0.15)
 
 
+@pytest.mark.slow
 def test_a_hall_rings_alike_at_all_its_microphones() -> None:
     responses = simulate(np.random.default_rng(0), SAMPLE_RATE)
     assert responses.shape[:2] == (2, 4) and np.isfinite(responses).all()

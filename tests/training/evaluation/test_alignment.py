@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from training.data.material import SAMPLE_RATE, Material, Sound
-from training.evaluation.alignment import score, tabulate
-from training.evaluation.alignment_cases import Take, crowds_apart, record
+from training.evaluation.alignment import Take, crowds_apart, record, score, tabulate
 
 
 def take(start_s: float, drift_ppm: float, polarity: int = 1) -> Take:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import linalg
 
-from training.evaluation.frechet import (
+from training.evaluation.perceptual import (
     PATCH_FRAMES,
     WEIGHTS,
     Gaussian,

@@ -11,7 +11,6 @@ from training.evaluation.metrics import (
     level_change_lu,
     level_matched,
     log_spectral_distance,
-    mean_interval,
     multi_resolution_stft,
     sdr,
     si_sdr,
@@ -123,20 +122,8 @@ def test_level_change_is_a_gain_in_loudness_units() -> None:
     assert level_change_lu(duller, recording, SAMPLE_RATE) == pytest.approx(expected, abs=1e-6)
 
 
-def test_bootstrap_interval_of_a_large_sample_is_the_normal_one() -> None:
-    values = np.random.default_rng(3).gamma(2.0, 1.5, size=400)
-    lower, upper = mean_interval(list(values))
-    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-    assert lower == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert upper == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert mean_interval(list(values)) == (lower, upper)
-    assert mean_interval([2.5]) == (2.5, 2.5)
-
-
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         si_sdr(torch.zeros(2, 100), torch.ones(1, 100))
     with pytest.raises(ValueError, match="silent"):
         log_spectral_distance(torch.ones(2, 4096), torch.stack([torch.ones(4096), torch.zeros(4096)]))
-    with pytest.raises(ValueError, match="at least one value"):
-        mean_interval([])

@@ -10,8 +10,8 @@ from scipy import signal
 
 from training.data.material import HOLDOUT
 from training.evaluation.benchmark import run
-from training.evaluation.clips import load_clips, render_all
-from training.evaluation.performances import coherence_weighted, draw, mean, render
+from training.evaluation.clips import draw_performances, load_clips, render_all, render_performance
+from training.evaluation.peers import coherence_weighted, mean
 
 RATE = 44100
 
@@ -27,29 +27,29 @@ def folders(corpus, acoustics: Path, voices: Path, tmp_path: Path, monkeypatch: 
         shutil.copy(place / arena["file"], place / name)
         rows.append(arena | {"file": name})
     (place / "index.json").write_text(json.dumps(rows))
-    monkeypatch.setattr("training.evaluation.performances.SECONDS", 4.0)
-    monkeypatch.setattr("training.evaluation.performances.COUNTS", {"test": 1, "validation": 1})
+    monkeypatch.setattr("training.evaluation.clips.PERFORMANCE_S", 4.0)
+    monkeypatch.setattr("training.evaluation.clips.PERFORMANCE_COUNTS", {"test": 1, "validation": 1})
     monkeypatch.setitem(HOLDOUT["music_packages"], "test", ["validation"])
     return corpus, place, voices
 
 
 def test_every_recording_has_a_position_of_its_own(folders) -> None:
-    rows = draw("test", *folders)
+    rows = draw_performances("test", *folders)
     assert [len(row["takes"]) for row in rows] == [2, 3, 4, 3]
     for row in rows:
         assert len({take["rir"] for take in row["takes"]}) == len(row["takes"])
         assert {take["crowd"].split("_")[0] for take in row["takes"]} == {"crowd/test"}
         assert [take["late_s"] > 0 for take in row["takes"]] == [False] + [True] * (len(row["takes"]) - 1)
     assert ["near" in take for take in rows[3]["takes"]] == [True, False, False]
-    assert rows == draw("test", *folders)
+    assert rows == draw_performances("test", *folders)
 
 
 def test_the_others_start_late_and_run_on_their_own_clock(folders) -> None:
-    row = draw("test", *folders)[0]
+    row = draw_performances("test", *folders)[0]
     for take in row["takes"]:
         take |= {"rir": row["takes"][0]["rir"], "snr_db": 60.0, "channels": 1}
     row["takes"][1] |= {"late_s": 0.5, "drift_ppm": 1000.0}
-    parts = render(row, *folders)
+    parts = render_performance(row, *folders)
     reference, other = parts["recording"][0], parts["take1"][0]
     assert reference.shape == (4 * RATE,)
     assert len(other) == pytest.approx(3.5 * RATE * 1.001, abs=2)
@@ -72,9 +72,10 @@ def test_the_mean_halves_noise_and_coherence_leaves_out_what_does_not_fit() -> N
     assert np.mean((coherence_weighted(takes) - music) ** 2) < 0.7 * np.mean((takes[0] - music) ** 2)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_performances(folders, toy_model: Path, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
-    render_all(draw("test", *folders)[:2], lambda row: render(row, *folders), clips)
+    render_all(draw_performances("test", *folders)[:2], folders, clips)
     loaded = load_clips(clips)
     assert [len(clip.takes) for clip in loaded] == [1, 2]
     systems = ["input", "faithful", "several", "several_prediction", "mean", "coherence"]

@@ -50,6 +50,7 @@ def test_restored_mel_is_what_the_pipelines_vocoder_gets(toy_pipeline: Aud2Studi
     torch.testing.assert_close(mel, heard[0], rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_wanted_crop_is_at_the_place_of_the_restored_mel(
     values: dict[str, Any], toy_pipeline: Aud2StudioPipeline, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_wanted_crop_is_at_the_place_of_the_restored_mel(
     assert examples.clips.mel.shape == (2, 128, 128) and examples.clips.clean.shape == (2, CHUNK)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, values: dict[str, Any]) -> None:
     config = VocoderConfig.model_validate(values)
     VocoderTrainer(config, tmp_path / "whole").fit(StopAfter(99))
@@ -88,6 +90,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, val
             assert torch.equal(value, parts[key]), key
 
 
+@pytest.mark.slow
 def test_training_on_restored_mels_lowers_the_loss(tmp_path: Path, values: dict[str, Any]) -> None:
     values["train"] |= {"lr": 3e-3, "max_train_steps": 60}
     trainer = VocoderTrainer(VocoderConfig.model_validate(values), tmp_path)

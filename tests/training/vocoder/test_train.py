@@ -17,8 +17,7 @@ from pipeline_aud2studio.spectral import BandTransform
 from training.build import build_optimizer
 from training.config import ConfigError
 from training.jsonl import read_rows
-from training.loop import learning_rate
-from training.vocoder.config import VocoderConfig, VocoderLossConfig, VocoderTrainConfig, load_vocoder_config
+from training.vocoder.config import VocoderConfig, VocoderLossConfig, load_vocoder_config
 from training.vocoder.examples import CleanMels, MusicCrops, batches
 from training.vocoder.objective import (
     ENDS,
@@ -57,9 +56,9 @@ def config(values: dict[str, Any]) -> VocoderConfig:
     return VocoderConfig.model_validate(values)
 
 
-def crops_of(corpus: Path, seed: int = 0, **settings: Any) -> MusicCrops:
+def crops_of(corpus: Path, seed: int = 0, levels_db: tuple[float, float] = (-23.0, -23.0)) -> MusicCrops:
     rows = [row for row in read_rows(corpus / "inventory.jsonl") if row["split"] == "train"]
-    return MusicCrops(rows, corpus, 4096, SAMPLE_RATE, seed, **settings)
+    return MusicCrops(rows, corpus, 4096, SAMPLE_RATE, seed, levels_db)
 
 
 def music(seconds: float = 1.0) -> torch.Tensor:
@@ -126,15 +125,6 @@ def test_full_size_is_nvidias() -> None:
     assert config.loss.mel == pytest.approx(15 * 7 / math.log(10), rel=1e-3)
 
 
-def test_learning_rate_warms_up_stays_and_decays() -> None:
-    train = VocoderTrainConfig(lr=1e-3, lr_warmup_steps=10, max_train_steps=110, lr_decay_steps=20)
-    rates = [learning_rate(step, train) for step in range(111)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[60] == rates[90] == pytest.approx(1e-3)
-    assert rates[100] == pytest.approx(0.5e-3)
-    assert rates[110] == pytest.approx(0.0)
-
-
 def test_muon_gets_the_inner_convolutions() -> None:
     config = load_vocoder_config(CONFIGS / "vocoder_tiny.yaml")
     vocoder = build_vocoder(config)
@@ -159,10 +149,10 @@ def test_crops_are_repeatable_and_differ(corpus: Path) -> None:
 
 
 def test_crops_have_the_drawn_level(corpus: Path) -> None:
-    crops = crops_of(corpus, level_range_db=(-30.0, -20.0))
+    crops = crops_of(corpus, levels_db=(-30.0, -20.0))
     levels = [20 * np.log10(np.sqrt(np.mean(crops[index].astype(np.float64) ** 2))) for index in range(20)]
     assert -30.001 < min(levels) < -27 and -23 < max(levels) < -19.999
-    loud = crops_of(corpus, level_range_db=(0.0, 0.0))
+    loud = crops_of(corpus, levels_db=(0.0, 0.0))
     assert np.abs(loud[0]).max() == pytest.approx(0.98, abs=1e-6)
 
 
@@ -177,7 +167,7 @@ def test_batches_start_anywhere(corpus: Path) -> None:
 def test_tracks_too_short_for_a_crop_are_an_error(corpus: Path) -> None:
     rows = read_rows(corpus / "inventory.jsonl")
     with pytest.raises(ValueError, match="longer than"):
-        MusicCrops(rows, corpus, 10 * SAMPLE_RATE, SAMPLE_RATE, seed=0)
+        MusicCrops(rows, corpus, 10 * SAMPLE_RATE, SAMPLE_RATE, 0, (-23.0, -23.0))
 
 
 # --- Baseline and losses ---------------------------------------------------------------------------------------------
@@ -237,6 +227,7 @@ def run(config: VocoderConfig, folder: Path, resume: bool = False, stop_after: i
     return trainer
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, config: VocoderConfig) -> None:
     run(config, tmp_path / "whole")
     run(config, tmp_path / "parts", stop_after=2)
@@ -269,6 +260,7 @@ def test_export_is_the_average_and_loads_as_a_component(tmp_path: Path, config: 
     assert all(torch.equal(a, b) for a, b in zip(expected, latest, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_lowers_the_loss(tmp_path: Path, values: dict[str, Any], optimizer: str) -> None:
     values["train"] |= {"max_train_steps": 60, "lr": 3e-3, "lr_warmup_steps": 2, "optimizer": optimizer}

@@ -7,7 +7,7 @@ import pytest
 from scipy import signal
 
 from training.data.material import SAMPLE_RATE
-from training.data.statistics import balance_db, tabulate
+from training.evaluation.facts import balance_db, tabulate_distributions
 
 
 def test_the_balance_of_pink_noise_is_flat_in_spectral_density_less_3_db_an_octave() -> None:
@@ -28,12 +28,10 @@ def test_the_balance_shows_a_filter() -> None:
 
 
 def test_what_lies_outside_is_marked() -> None:
-    training = [{"SNR, dB": float(value), "with voice": float(value % 4 == 0)} for value in range(100)]
-    clips = [
-        {"SNR, dB": value, "with voice": voice} for value, voice in ((50.0, 1.0), (200.0, 0.0), (math.nan, math.nan))
-    ]
-    inside = [{"SNR, dB": 50.0, "with voice": 1.0}] * 3
-    marked, unmarked = (tabulate(training, each).splitlines() for each in (clips, inside))
+    training = [{"snr_db": float(value), "voice": float(value % 4 == 0)} for value in range(100)]
+    clips = [{"snr_db": value, "voice": voice} for value, voice in ((50.0, 1.0), (200.0, 0.0), (math.nan, math.nan))]
+    inside = [{"snr_db": 50.0, "voice": 1.0}] * 3
+    marked, unmarked = (tabulate_distributions(training, each).splitlines() for each in (clips, inside))
     assert marked[0] == "100 scenes, 3 clips: 5, 50 and 95 % quantiles."
     assert marked[4] == "| SNR, dB | 5.0, 49.5, 94.0 | 57.5, 125.0, 192.5 | 50 | widen |"
     assert marked[5] == "| with voice | 0.25 | 0.50 | | |"
