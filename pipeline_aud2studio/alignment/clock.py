@@ -55,15 +55,14 @@ class Recording:
             if sample_rate <= 0:
                 raise ValueError(f"{self.name}: an array needs its sample_rate in Hz, got {sample_rate}")
             self.sample_rate = float(sample_rate)
-            if isinstance(source, np.ndarray):
+            if not isinstance(source, np.ndarray):
+                self.num_channels, self.num_samples, self._read = source.num_channels, source.num_samples, source.read
+            else:
                 array = np.atleast_2d(source)
                 if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
                     raise ValueError(f"{self.name}: expected floats of shape (samples) or (channels, samples)")
                 self.num_channels, self.num_samples = array.shape
                 self._read = lambda start, stop: array[:, start:stop]
-            else:
-                self.num_channels, self.num_samples = source.num_channels, source.num_samples
-                self._read = source.read
         if self.num_samples == 0:
             raise ValueError(f"{self.name}: is empty")
         if self.num_channels > 2:
@@ -223,6 +222,14 @@ def read_on_reference_clock(
     resampled = soxr.resample(shifted.T, recording.sample_rate * segment.rate, sample_rate, quality="VHQ").T
     piece = np.ascontiguousarray(resampled[:, lead : lead + stop - start], dtype=np.float32)
     return piece[0] if mono else piece
+
+
+def read_pair(
+    reference: Recording, recording: Recording, segment: Segment, start: int, length: int, sample_rate: float
+) -> list[np.ndarray]:
+    """Reads one channel of both from sample `start` of the reference's clock on, `(length)` each."""
+    takes = (reference, IDENTITY), (recording, segment)
+    return [read_on_reference_clock(*take, start, start + length, sample_rate, mono=True) for take in takes]
 
 
 def blocks_on_reference_clock(
