@@ -86,8 +86,11 @@ def overlap_added(
 def stft_parts(
     transform: BandTransform, blocks: Iterable[torch.Tensor], num_frames: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yields first frame and spectrum (rows, bins, frames), as `transform.stft` has it of the whole, of a waveform
-    (rows, samples) that comes in blocks, up to `num_frames` hops."""
+    """Yields first frame and spectrum (rows, bins, frames) of a waveform, as `transform.stft` has it of the whole.
+
+    Args:
+        blocks: The waveform (rows, samples), `num_frames` whole hops, one block after the other.
+    """
     hop, pad = transform.hop_length, transform.pad
     waveform: torch.Tensor | None = None  # from `pad` samples before the frame `done` on
     done = heard = 0  # frames that are yielded, samples that came

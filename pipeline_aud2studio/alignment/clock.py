@@ -199,13 +199,11 @@ def fractional_delay_filter(fraction: float) -> np.ndarray:
 def read_on_reference_clock(
     recording: Recording, segment: Segment, start: int, stop: int, sample_rate: float, mono: bool = False
 ) -> np.ndarray:
-    """The recording's samples at the instants `start .. stop - 1` of a clock of `sample_rate` Hz.
+    """Reads the recording at the instants `start .. stop - 1` of a clock of `sample_rate` Hz.
 
-    The instant of the first sample is reached by a fractional shift, the following ones by a sinc resampler (soxr)
-    run at the exact ratio of the two clocks. The segment's bounds are not looked at.
-
-    Returns:
-        float32 `(channels, stop - start)`, or `(stop - start)` for `mono`; zeros outside the recording.
+    The first instant is reached by a fractional shift, the following ones by a sinc resampler (soxr) run at the exact
+    ratio of the two clocks. Float32 `(channels, stop - start)`, or `(stop - start)` for `mono`; zeros outside the
+    recording, whatever the segment's bounds.
     """
     ratio = recording.sample_rate * segment.rate / sample_rate
     if ratio == 1.0 and segment.offset_s == 0.0:
@@ -235,10 +233,9 @@ def read_pair(
 def blocks_on_reference_clock(
     recording: Recording, segments: tuple[Segment, ...], num_samples: int, sample_rate: float, block_s: float = 30.0
 ) -> Iterator[np.ndarray]:
-    """The whole recording on the reference's clock, in pieces; zeros where it recorded nothing.
+    """Yields the whole recording on the reference's clock, `num_samples`, in pieces; zeros where it recorded nothing.
 
-    Yields:
-        float32 `(channels, samples)`, `num_samples` in total.
+    A piece is float32 `(channels, samples)`.
     """
     size = int(block_s * sample_rate)
     for start in range(0, num_samples, size):

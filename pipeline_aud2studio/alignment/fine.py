@@ -169,10 +169,8 @@ def find_drift(correlations: Correlations, reach: float) -> float:
 def track(correlations: Correlations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Follows the pattern through the windows, forwards and backwards from where it shows best.
 
-    Every window is matched with the sum of those already placed, so that a jump moves all windows beyond it.
-
-    Returns:
-        Delay in seconds of every window, its score, and the pattern's spectrum `(bins)`.
+    Every window is matched with the sum of those already placed, so that a jump moves all windows beyond it. Returns
+    the delay in seconds of every window, its score, and the pattern's spectrum `(bins)`.
     """
     spectra = correlations.spectra
     count, frequencies = len(spectra), correlations.frequencies
@@ -231,7 +229,7 @@ class Line:
 
 
 def fit_line(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> Line:
-    """The line that most windows agree on, by their scores (MSAC over pairs, then least squares on the inliers).
+    """Lays the line that most windows agree on, by their scores (MSAC over pairs, then least squares on the inliers).
 
     Args:
         tolerance_s: how far from the line a window may lie and still count.
@@ -261,10 +259,9 @@ def fit_line(windows: Windows, tolerance_s: float, slope: float, slope_reach: fl
 
 
 def split_lines(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> list[tuple[slice, Line]]:
-    """One line, or several where the windows before and after a jump agree on different ones.
+    """Lays one line, or several where the windows before and after a jump agree on different ones.
 
-    Returns:
-        Lines in order of time, with the windows that were given to each.
+    In order of time, with the windows that were given to each.
     """
     whole = fit_line(windows, tolerance_s, slope, slope_reach)
     outliers = windows[~whole.inliers]
@@ -351,14 +348,13 @@ class Course:
 def fit_courses(
     windows: Windows, lines: Sequence[tuple[slice, Line]], tolerance_s: float
 ) -> list[tuple[slice, Course]]:
-    """Lines that meet become one course, which bends if the windows say so.
+    """Makes one course of lines that meet, which bends if the windows say so; with the windows of each.
+
+    Its outer knots are the first and the last window that agrees.
 
     Args:
         windows, lines: what `split_lines` was given and gave, in order of time.
         tolerance_s: how far from the course a window may lie and still count.
-
-    Returns:
-        The courses, with the windows of each. Their outer knots are the first and the last window that agrees.
     """
     groups = [[lines[0]]]
     for (_, last), (part, line) in pairwise(lines):

@@ -82,11 +82,11 @@ def gather(
             role = "helps with the room only" if index in predicting else "is left out"
             say(f"{names[index]} {role}: {reason}")
         say(f"{names[result.reference]} is the reference")
-        form = {"sample_rate": round(result.sample_rate), "frames": result.num_samples}
-        aligned = [
-            replace(takes[index], blocks=partial(result.blocks, index), only_predicts=index in predicting, **form)
-            for index in [*seen, *predicting]
-        ]
+        aligned = []
+        for index in [*seen, *predicting]:
+            take = replace(takes[index], sample_rate=round(result.sample_rate), frames=result.num_samples)
+            blocks = partial(result.blocks, index)
+            aligned.append(replace(take, blocks=blocks, only_predicts=index in predicting))
         yield Gathered(result.reference, aligned, result)
 
 
