@@ -5,7 +5,7 @@
         print(alignment.name, alignment.offset_s, alignment.drift_ppm, alignment.polarity, alignment.confidence)
     waveforms = result.waveforms()              # one (channels, samples) each, all on the reference's clock
 
-    alignment = align_pair(desk, audience, sample_rate=44100)          # two arrays
+    alignment = align([desk, audience], 44100, reference=0).alignments[1]  # two arrays
     audience_on_the_desks_clock = alignment.apply(audience, desk.shape[-1])
 
 The search is coarse to fine: onset strength is matched in segments (`coarse`), lags are measured by
@@ -152,18 +152,6 @@ def align(
             logger.warning("%s is left out: it %s", each.name, each.reason)
     rate = sample_rate or takes[chosen].sample_rate
     return AlignmentResult(attempts[chosen], takes, chosen, int(np.ceil(takes[chosen].duration_s * rate)), rate)
-
-
-def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float, force: bool = False) -> Alignment:
-    """Puts one recording on the clock of another, both in memory.
-
-    Args:
-        reference, recording: `(samples)` or `(channels, samples)` at `sample_rate`, of different lengths.
-
-    Raises:
-        ValueError: one of them is silent or shorter than three seconds, or they are not of the same performance.
-    """
-    return align([reference, recording], sample_rate, reference=0, force=force).alignments[1]
 
 
 class _Survey(NamedTuple):

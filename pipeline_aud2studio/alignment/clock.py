@@ -88,16 +88,12 @@ class Recording:
         """One channel `(stop - start)` to compare with: the sum of both, or their difference where they oppose."""
         return self._mix_weights @ self.read(start, stop)
 
-    def blocks(self, seconds: float) -> Iterator[tuple[int, int]]:
-        """Bounds of consecutive pieces of about `seconds`."""
-        size = max(int(seconds * self.sample_rate), 1)
-        for start in range(0, self.num_samples, size):
-            yield start, min(start + size, self.num_samples)
-
     @cached_property
     def is_silent(self) -> bool:
         """Whether no sample rises above -90 dBFS."""
-        return all(np.abs(self.read(*block)).max() < SILENCE_PEAK for block in (*self._probes, *self.blocks(30.0)))
+        size = int(30 * self.sample_rate)
+        blocks = [(start, min(start + size, self.num_samples)) for start in range(0, self.num_samples, size)]
+        return all(np.abs(self.read(*block)).max() < SILENCE_PEAK for block in (*self._probes, *blocks))
 
     @property
     def _probes(self) -> list[tuple[int, int]]:

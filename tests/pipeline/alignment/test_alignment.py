@@ -14,7 +14,7 @@ from concert import RATE, clock, heard, music, notes
 from scipy.signal import oaconvolve
 
 from pipeline_aud2studio import files, infer
-from pipeline_aud2studio.alignment import Alignment, align, align_pair
+from pipeline_aud2studio.alignment import Alignment, align
 from pipeline_aud2studio.alignment.clock import Recording, Segment, blocks_on_reference_clock, read_on_reference_clock
 from pipeline_aud2studio.alignment.coarse import (
     FRAME_RATE,
@@ -43,6 +43,10 @@ def largest_error_s(alignment: Alignment, offset_s: float, drift_ppm: float, spa
         segment = next(part for part in alignment.segments if part.start_s <= time_s <= part.end_s)
         errors.append(float(segment.to_reference(time_s)) - (time_s / (1 + drift_ppm * 1e-6) + offset_s))
     return float(np.abs(errors).max())
+
+
+def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float) -> Alignment:
+    return align([reference, recording], sample_rate, reference=0).alignments[1]
 
 
 def by_start(*tables: np.ndarray) -> np.ndarray:
