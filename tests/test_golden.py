@@ -43,7 +43,7 @@ def example(name: str) -> np.ndarray:
 def described(values: np.ndarray) -> dict[str, Any]:
     """The root mean square of an array, its shape, and equally spaced ones of its values."""
     flat = np.asarray(values, np.float64).ravel()
-    picked = flat[np.linspace(0, len(flat) - 1, NUM_SAMPLES).astype(int)]
+    picked = flat[np.linspace(0, len(flat) - 1, min(NUM_SAMPLES, len(flat))).astype(int)]
     rms = float(np.sqrt(np.mean(np.square(flat))))
     return {"rms": rms, "shape": [*np.shape(values)], "samples": [float(f"{value:.9g}") for value in picked]}
 

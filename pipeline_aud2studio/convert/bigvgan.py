@@ -29,6 +29,9 @@ FRONT_END = {
     "fmin": "fmin",
     "fmax": "fmax",
 }
+# Numbers of a generator that both call the same.
+SHAPE = ["num_mels", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes"]
+SHAPE += ["resblock_kernel_sizes", "resblock_dilation_sizes"]
 # What version 2 is, and MMAudioVocoder has no option for.
 VERSION_2 = {
     "resblock": "1",
@@ -142,9 +145,7 @@ def load_generator(path: Path, settings: Mapping[str, Any]) -> Any:
 
     try:
         weights = folded(torch.load(path, map_location="cpu", weights_only=True)["generator"])
-        names = ("num_mels", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes")
-        names += ("resblock_kernel_sizes", "resblock_dilation_sizes")
-        vocoder = MMAudioVocoder(**{name: _as_tuples(settings[name]) for name in names})
+        vocoder = MMAudioVocoder(**{name: _as_tuples(settings[name]) for name in SHAPE})
         vocoder.load_state_dict(weights, strict=True)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
