@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= demo,train,eval,space,test
 
-.PHONY: help demo space listening-test test check lint benchmark bench clean
+.PHONY: help demo space listening-test test check lint golden benchmark bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test       runs the whole test suite"
 	@echo "make check      runs ruff, mypy and the fast tests"
 	@echo "make lint       runs ruff and mypy"
+	@echo "make golden     writes tests/golden.json anew, after a change of results that is wanted"
 	@echo "make benchmark  renders the test set, restores it, and writes the tables and a page"
 	@echo "make bench      measures speed and memory on this machine"
 	@echo "make clean      removes the environment and what the targets wrote"
@@ -41,6 +42,9 @@ lint: $(VENV)/all.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+golden: $(VENV)/all.installed
+	WRITE_GOLDEN=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/test_golden.py
 
 # ACOUSTICS and VOICES name folders of rooms, audiences and voices, each with its index.json.
 benchmark: $(VENV)/all.installed

@@ -96,19 +96,16 @@ def _state() -> Any:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=365))
 
 
-def report_path(path: Path, rank: int, num_processes: int) -> Path:
-    """Where a process writes its report: beside those of the others, if there are any."""
-    return path if num_processes == 1 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
-
-
 class Report:
     """A JSON list with an entry for every recording, whole on the disk after each of them.
 
     Entries of an earlier run are kept, so that a run that goes on has one report; a recording that is tried again
-    replaces its entry.
+    replaces its entry. Every process writes its own, beside those of the others.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int, num_processes: int) -> None:
+        if num_processes > 1:
+            path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
         self._path = path
         self._entries: dict[str, dict[str, Any]] = {}
         if path.is_file():

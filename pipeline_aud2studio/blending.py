@@ -10,13 +10,12 @@ level that is missing, with regard to the phase that the two happen to have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.nn import functional as F
 
-from .chunks import overlap_added
+from .chunks import overlap_added, stft_parts
 from .spectral import BandTransform
 
 # What the faithful output may fall short of the restored mel before the vocoder comes in, and when it is in fully.
@@ -79,11 +78,6 @@ def _power(spectrum: torch.Tensor) -> torch.Tensor:
     return spectrum.real.square() + spectrum.imag.square()
 
 
-def lag_frames(transform: BandTransform) -> int:
-    """Frames at the end of a vocoded block whose windows reach beyond it."""
-    return math.ceil(transform.pad / transform.hop_length)
-
-
 def fine_parts(coarse: BandTransform, fine: BandTransform, parts: Iterable[Part], num_frames: int) -> Iterator[Part]:
     """Brings faithful spectra to the STFT of the vocoder's mel, in memory that does not grow.
 
@@ -103,20 +97,12 @@ def fine_parts(coarse: BandTransform, fine: BandTransform, parts: Iterable[Part]
             mels.append(log_mel)
             yield first, spectrum
 
-    hop, pad = fine.hop_length, fine.pad
-    waveform: torch.Tensor | None = None  # from `pad` samples before the frame `done` on
-    done = heard = 0  # frames that are yielded, samples that came
-    for samples in overlap_added(coarse, spectra(), num_frames * hop):
-        samples, heard = samples.to(mels[0].device), heard + samples.shape[-1]
-        edge = samples[:, 1 : pad + 1].flip(-1)  # before the first sample is a reflected edge
-        waveform = torch.cat([edge if waveform is None else waveform, samples], dim=-1)
-        if heard == num_frames * hop:
-            waveform = torch.cat([waveform, waveform[:, -pad - 1 : -1].flip(-1)], dim=-1)
-        mels[:] = [torch.cat(mels, dim=-1)]
-        count = min((waveform.shape[-1] - 2 * pad) // hop, mels[0].shape[-1])
-        if count > 0:
-            yield done, fine.stft_of_padded(waveform[:, : count * hop + 2 * pad]), mels[0][..., :count]
-            waveform, mels[0], done = waveform[:, count * hop :], mels[0][..., count:], done + count
+    samples = (block.to(mels[0].device) for block in overlap_added(coarse, spectra(), num_frames * fine.hop_length))
+    for first, spectrum in stft_parts(fine, samples, num_frames):
+        known = torch.cat(mels, dim=-1)
+        count = spectrum.shape[-1]
+        mels[:] = [known[..., count:]]
+        yield first, spectrum, known[..., :count]
 
 
 def blended_parts(
@@ -136,48 +122,24 @@ def blended_parts(
     Yields:
         First frame and spectrum (rows, bins, frames), block by block.
     """
-    hop, pad, lag = transform.hop_length, transform.pad, lag_frames(transform)
-    begin: int | None = None  # the first frame that is kept
-    spectra, mels, own_mels = [torch.empty(0)] * 3
+    begin = 0  # the first frame that is kept
+    kept: list[torch.Tensor] = []  # spectra, log-mels, and log-mels of the spectra
 
     def log_mels() -> Iterator[tuple[int, torch.Tensor]]:
-        nonlocal begin, spectra, mels, own_mels
+        nonlocal begin
         for first, faithful, log_mel in parts:
-            own = transform.log_mel(faithful)
-            if begin is None:
-                begin, spectra, mels, own_mels = first, faithful, log_mel, own
-            else:
-                spectra, mels, own_mels = (
-                    torch.cat(pair, dim=-1) for pair in ((spectra, faithful), (mels, log_mel), (own_mels, own))
-                )
+            new = [faithful, log_mel, transform.log_mel(faithful)]
+            begin = begin if kept else first
+            kept[:] = [torch.cat(pair, dim=-1) for pair in zip(kept, new, strict=True)] if kept else new
             yield first, log_mel
 
-    at_sample = -pad  # where the waveform begins: before the first sample is a reflected edge
-    waveform: torch.Tensor | None = None
-    first = known = 0  # the first frame of the next block, and frames that are vocoded
-    for samples in vocode(log_mels()):
-        assert begin is not None
-        samples = samples.to(spectra.device)
-        known += samples.shape[-1] // hop
-        if waveform is None:
-            waveform = torch.cat([samples[:, 1 : pad + 1].flip(-1), samples], dim=-1)
-        else:
-            waveform = torch.cat([waveform, samples], dim=-1)
-        is_last = known == num_frames
-        if is_last:
-            waveform = torch.cat([waveform, waveform[:, -pad - 1 : -1].flip(-1)], dim=-1)
-        end = num_frames if is_last else known - lag
-        if end <= first:
-            continue
-        window = waveform[:, first * hop - pad - at_sample : end * hop + pad - at_sample]
-        vocoded = transform.stft_of_padded(window)
+    samples = (block.to(kept[0].device) for block in vocode(log_mels()))
+    for first, vocoded in stft_parts(transform, samples, num_frames):
+        end, spectra, mels, own_mels = first + vocoded.shape[-1], *kept
         low = max(first - SMOOTHED_FRAMES // 2, begin)
         high = min(end + SMOOTHED_FRAMES // 2, begin + mels.shape[-1])
-        near = slice(low - begin, high - begin)
+        near, inside = slice(low - begin, high - begin), slice(first - begin, end - begin)
         weight = vocoder_weight(own_mels[..., near], mels[..., near])[..., first - low : end - low]
-        inside = slice(first - begin, end - begin)
         yield first, blend(transform, spectra[..., inside], vocoded, mels[..., inside], weight)
-        kept_from = max(end - SMOOTHED_FRAMES // 2, begin)
-        spectra, mels, own_mels = (each[..., kept_from - begin :] for each in (spectra, mels, own_mels))
-        waveform = waveform[:, end * hop - pad - at_sample :]
-        begin, at_sample, first = kept_from, end * hop - pad, end
+        forgotten = max(end - SMOOTHED_FRAMES // 2 - begin, 0)
+        kept[:], begin = [each[..., forgotten:] for each in kept], begin + forgotten

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
+from diffusers.schedulers import SchedulerMixin
 
 from .audio import Waveform
 from .spectral import BandTransform
@@ -81,6 +83,29 @@ def overlap_added(
             yield block
 
 
+def stft_parts(
+    transform: BandTransform, blocks: Iterable[torch.Tensor], num_frames: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields first frame and spectrum (rows, bins, frames) of a waveform, as `transform.stft` has it of the whole.
+
+    Args:
+        blocks: The waveform (rows, samples), `num_frames` whole hops, one block after the other.
+    """
+    hop, pad = transform.hop_length, transform.pad
+    waveform: torch.Tensor | None = None  # from `pad` samples before the frame `done` on
+    done = heard = 0  # frames that are yielded, samples that came
+    for samples in blocks:
+        heard += samples.shape[-1]
+        edge = samples[:, 1 : pad + 1].flip(-1)  # before the first sample is a reflected edge
+        waveform = torch.cat([edge if waveform is None else waveform, samples], dim=-1)
+        if heard == num_frames * hop:
+            waveform = torch.cat([waveform, waveform[:, -pad - 1 : -1].flip(-1)], dim=-1)
+        count = (waveform.shape[-1] - 2 * pad) // hop
+        if count > 0:
+            yield done, transform.stft_of_padded(waveform[:, : count * hop + 2 * pad])
+            waveform, done = waveform[:, count * hop :], done + count
+
+
 def frame_noise(seed: int, step: int, n_mels: int, first: int, num_frames: int) -> torch.Tensor:
     """Standard normal noise (n_mels, num_frames) that is a function of the seed, the step and the absolute frame."""
     blocks = []
@@ -90,6 +115,42 @@ def frame_noise(seed: int, step: int, n_mels: int, first: int, num_frames: int) 
         blocks.append(torch.randn(n_mels, NOISE_BLOCK, generator=generator))
     offset = first % NOISE_BLOCK
     return torch.cat(blocks, dim=-1)[:, offset : offset + num_frames]
+
+
+def chunk_noise(
+    seed: int, step: int, starts: Sequence[int], like: torch.Tensor, latents: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cuts the noise of chunks (rows of all chunks, 1, mel, frames) out of one noise for the whole recording.
+
+    The channels of a recording share it, so that equal ones stay equal.
+
+    Args:
+        seed, step: See :func:`frame_noise`.
+        starts: First frame of every chunk.
+        like: The chunks' log-mels (rows of all chunks, slots, mel, frames).
+        latents: Given noise (rows, 1, mel, all frames), repeated beyond its end, where the last chunk is padded.
+    """
+    rows, (bands, frames) = len(like) // len(starts), like.shape[2:]
+    if latents is not None:
+        noise = [latents[..., torch.arange(first, first + frames) % latents.shape[-1]] for first in starts]
+    else:
+        noise = [frame_noise(seed, step, bands, first, frames).expand(rows, 1, -1, -1) for first in starts]
+    return torch.cat(noise).to(like)
+
+
+def step_noise(
+    scheduler: SchedulerMixin, seed: int, step: int, starts: Sequence[int], like: torch.Tensor
+) -> dict[str, torch.Tensor | list[torch.Generator]]:
+    """Makes the source of noise that `scheduler.step` takes, by its name; see :func:`chunk_noise`."""
+    parameters = inspect.signature(scheduler.step).parameters
+    if "variance_noise" in parameters:
+        return {"variance_noise": chunk_noise(seed, step, starts, like)}
+    if "generator" not in parameters:
+        return {}
+    # DDPM takes no noise, only generators: overlapping chunks then draw different noise, and are cross-faded.
+    seeds = [(seed + 1_000_003 * step + 8_191_000_003 * first) % 2**63 for first in starts]
+    rows = len(like) // len(starts)
+    return {"generator": [torch.Generator().manual_seed(each) for each in seeds for _ in range(rows)]}
 
 
 class Source(Protocol):

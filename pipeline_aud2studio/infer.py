@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import batch, files, shipped_weights
 from .audio import AudioNotice
@@ -87,29 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "--inputs",
-        nargs="+",
-        required=True,
-        type=Path,
-        metavar="PATH",
-        help="a recording (- for standard input); or several recordings of one performance, which are aligned and"
-        " restored together; or a folder, each audio file of which is restored, those of its folders, too",
+    inputs = (
+        "a recording (- for standard input); or several recordings of one performance, which are aligned and restored"
+        " together; or a folder, each audio file of which is restored, those of its folders, too"
     )
-    add(
-        "--save",
-        required=True,
-        type=Path,
-        metavar="PATH",
-        help="the .wav or .flac to write (- for standard output, WAV); a folder for a folder",
-    )
+    add("--inputs", nargs="+", required=True, type=Path, metavar="PATH", help=inputs)
+    save = "the .wav or .flac to write (- for standard output, WAV); a folder for a folder"
+    add("--save", required=True, type=Path, metavar="PATH", help=save)
     add("--overwrite", action="store_true", help="replace what exists already")
-    add(
-        "--reference",
-        type=_within(int, 1, 1000),
-        metavar="N",
-        help="which of several inputs sets span, level and image, from 1 (default: the best one)",
-    )
+    reference = "which of several inputs sets span, level and image, from 1 (default: the best one)"
+    add("--reference", type=_within(int, 1, 1000), metavar="N", help=reference)
     add("--force", action="store_true", help="use recordings that seem to be of another performance, too")
     add("--aligned", action="store_true", help="the inputs are aligned to the sample already, the reference first")
     add("--join", action="store_true", help="the inputs are consecutive parts of one recording, in this order")
@@ -118,12 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--downmix", action="store_true", help="mix surround sound down to stereo, which is refused otherwise")
     add("--start", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore from here on only")
     add("--end", type=_within(float, 0, float("inf")), metavar="SECONDS", help="restore up to here only")
-    add(
-        "--sample-rate",
-        type=_within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE),
-        metavar="HZ",
-        help="of the output (default: the input's)",
-    )
+    rates = _within(int, files.MIN_SAMPLE_RATE, files.MAX_SAMPLE_RATE)
+    add("--sample-rate", type=rates, metavar="HZ", help="of the output (default: the input's)")
     add("--bit-depth", choices=tuple(SUBTYPES), help="of the output (default: what holds the input's)")
     add("--report", type=Path, metavar="JSON", help="write what became of every recording")
     add("--plot", type=Path, metavar="PNG", help="write spectrograms of before and after")
@@ -133,37 +116,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_restoration(add: Callable[..., object]) -> None:
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
-    add(
-        "--backend",
-        choices=("torch", "onnx"),
-        default="torch",
-        help="what computes the networks; onnx wants a --model of `aud2studio export-onnx` (default: %(default)s)",
+    backend = "what computes the networks; onnx wants a --model of `aud2studio export-onnx` (default: %(default)s)"
+    add("--backend", choices=("torch", "onnx"), default="torch", help=backend)
+    reconstruction = (
+        "filter what was recorded, synthesise it anew, synthesise only what the recording has not, or only take away"
+        " predicted late sound, without a network (default: %(default)s)"
     )
-    add(
-        "--reconstruction",
-        choices=("faithful", "vocoder", "blend", "prediction"),
-        default="faithful",
-        help="filter what was recorded, synthesise it anew, synthesise only what the recording has not, or only take"
-        " away predicted late sound, without a network (default: %(default)s)",
-    )
+    read_outs = ("faithful", "vocoder", "blend", "prediction")
+    add("--reconstruction", choices=read_outs, default="faithful", help=reconstruction)
     add("--steps", type=_within(int, 1, 1000), help="denoising steps (default: the checkpoint's)")
     add("--scheduler", choices=tuple(SCHEDULERS), help="default: the checkpoint's")
     add("--seed", type=_within(int, 0, 2**63 - 1), default=0, help="default: %(default)s")
     add("--dryness", type=_within(float, 0, 1), default=1.0, help="from 0, the input, to 1, fully restored (default)")
-    add(
-        "--tilt-db",
-        type=_within(float, -24, 24),
-        help="brighter (positive) or darker towards both ends of the spectrum",
-    )
+    tilt = "brighter (positive) or darker towards both ends of the spectrum"
+    add("--tilt-db", type=_within(float, -24, 24), help=tilt)
     add("--limiter", action="store_true", help="limit peaks to -1 dBTP in 32-bit float, too")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on"
-        " CPUs that multiply in it, with AVX-512 BF16 or AMX, else float32)",
+    precision = (
+        "precision of the UNet and the condition encoder; all else is float32 (default: bfloat16 on CUDA and on CPUs"
+        " that multiply in it, with AVX-512 BF16 or AMX, else float32)"
     )
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help=precision)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -235,7 +208,7 @@ def restore(args: argparse.Namespace) -> Iterator[Restored]:
     for job in jobs if is_folder else ():
         job.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs(jobs, args)
-    report = None if args.report is None else batch.Report(batch.report_path(args.report, rank, num_processes))
+    report = None if args.report is None else batch.Report(args.report, rank, num_processes)
     model = args.model or str(shipped_weights())
     check_model(model, args.backend)
     model_rate = sample_rate_of(model)
@@ -276,70 +249,47 @@ def restore_job(
     job: Job, args: argparse.Namespace, pipeline: Callable[[], Aud2StudioPipeline], model_rate: int
 ) -> Restored:
     """Reads, aligns, restores, finishes, writes, draws."""
-    with open_takes(job, args, pipeline) as (number, takes):
-        subtype = args.bit_depth and SUBTYPES[args.bit_depth]
-        subtype = subtype or files.output_subtype(job.output.suffix, takes[0].subtype)
-        files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype, model_rate))
-        return restore_opened(job, number, takes, args, pipeline, subtype)
-
-
-def restore_opened(
-    job: Job,
-    number: int,
-    takes: Sequence[Take],
-    args: argparse.Namespace,
-    pipeline: Callable[[], Aud2StudioPipeline],
-    subtype: str,
-) -> Restored:
-    """Restores takes on one clock, the reference first, which is the input of that number."""
-    reference = takes[0]
-    settings = Settings(
-        args.steps,
-        args.reconstruction,
-        args.seed,
-        args.dryness,
-        args.sample_rate,
-        args.tilt_db,
-        args.limiter,
-        is_float=subtype == "FLOAT",
-    )
-
-    def told(text: str) -> None:
-        say(f"notice: {job.inputs[number]} {text}")
-
-    is_same_time = not args.start and args.sample_rate in (None, reference.sample_rate) and not args.join
-    chunks, lost = files.carried(reference.chunks, job.output.suffix, is_same_time)
-    lost += ["the cover"] if reference.has_cover else []
-    if lost:
-        told(f"has what the output will not have: {', '.join(lost)}")
-    folder = job.output.absolute().parent
     with contextlib.ExitStack() as stack:
+        number, takes = stack.enter_context(open_takes(job, args, pipeline))
+        reference, told = takes[0], partial(_told, job.inputs[number])
+        subtype = SUBTYPES.get(args.bit_depth) or files.output_subtype(job.output.suffix, reference.subtype)
+        files.check_output(job.output, args.overwrite, disk_space(takes, args, subtype, model_rate))
+        is_same_time = not args.start and args.sample_rate in (None, reference.sample_rate) and not args.join
+        chunks, lost = files.carried(reference.chunks, job.output.suffix, is_same_time)
+        lost += ["the cover"] if reference.has_cover else []
+        if lost:
+            told(f"has what the output will not have: {', '.join(lost)}")
+        settings = Settings(
+            args.steps,
+            args.reconstruction,
+            args.seed,
+            args.dryness,
+            args.sample_rate,
+            args.tilt_db,
+            args.limiter,
+            is_float=subtype == "FLOAT",
+        )
         # The model takes as long to load as ten minutes of music to read: one does not wait for the other.
         loading = stack.enter_context(ThreadPoolExecutor(1)).submit(pipeline)
+        folder = job.output.absolute().parent
         done = stack.enter_context(restore_takes(takes, loading.result, settings, folder, told))
-        result = done.result
-        blocks = result.blocks(done.gain)
-        files.write_blocks(
-            job.output,
-            blocks,
-            result.num_channels,
-            result.num_samples,
-            result.sample_rate,
-            subtype,
-            reference.tags,
-            chunks,
-        )
+        original, result = done.original, done.result
+        form = result.num_channels, result.num_samples, result.sample_rate, subtype, reference.tags, chunks
+        files.write_blocks(job.output, result.blocks(done.gain), *form)
         if args.plot is not None:
             from .chunks import Scaled, Source
             from .plot import plot_spectrograms
 
-            original = done.original
             panels: dict[str, tuple[Source, int]] = {
                 f"{job.inputs[number].name}: before": (original, original.sample_rate),
                 f"{job.output.name}: after": (Scaled(result, done.gain), result.sample_rate),
             }
             plot_spectrograms(args.plot, panels, args.start or 0.0)
-        return Restored(job.output, done.original.num_samples / done.original.sample_rate, done.seconds)
+        return Restored(job.output, original.num_samples / original.sample_rate, done.seconds)
+
+
+def _told(path: Path, text: str) -> None:
+    say(f"notice: {path} {text}")
 
 
 @contextlib.contextmanager
@@ -415,16 +365,12 @@ def piped(args: argparse.Namespace) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> None:
     """Restore, and say in a line each where the results lie; beside a result that is printed itself nothing is."""
-    is_written = args.save == Path("-")
+    lines = sys.stderr if args.save == Path("-") else sys.stdout
     with piped(args):
-        _run(args, sys.stderr if is_written else sys.stdout)
-
-
-def _run(args: argparse.Namespace, lines: TextIO) -> None:
-    for restored in restore(args):
-        speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
-        line = f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}"
-        print(shown(line), file=lines, flush=True)
+        for restored in restore(args):
+            speed = f", {restored.audio_s / restored.seconds:.1f} times real time" if restored.seconds else ""
+            line = f"{restored.output}: {restored.audio_s:.1f} s in {restored.seconds:.1f} s{speed}"
+            print(shown(line), file=lines, flush=True)
 
 
 def _subcommand(name: str, words: list[str]) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], object]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import files
+from . import files, shipped_weights
 from .audio import Waveform, resampled
 from .takes import level_gain, rms
 
@@ -79,9 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument(
-        "--model", metavar="PATH_OR_REPO", help="model folder or repository (default: the shipped one)"
-    )
+    model = "model folder or repository (default: the shipped one)"
+    parser.add_argument("--model", metavar="PATH_OR_REPO", help=model)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from .loading import check_model, load_pipeline
 
-    model = args.model or str(Path(__file__).parent / "weights")
+    model = args.model or str(shipped_weights())
     check_model(model)
     with files.opened(args.file, None, None, True) as sound:
         rate, blocks = sound.sample_rate, list(sound.blocks)

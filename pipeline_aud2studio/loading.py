@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +42,25 @@ def check_model(model: str, backend: str = "torch") -> None:
             raise ValueError(f"{folder} is not a model folder: it has no model_index.json")
     elif folder.exists() or not REPOSITORY.fullmatch(model):
         raise ValueError(f"{model} is neither a model folder nor a Hub repository such as organisation/name")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Names a folder to write, which becomes `out` if all went well.
+
+    Raises:
+        ValueError: `out` exists, or the folder around it does not.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another folder")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"the folder {out.absolute().parent} does not exist")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.rename(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def sample_rate_of(model: str) -> int:

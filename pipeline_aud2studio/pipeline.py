@@ -1,12 +1,8 @@
-"""The pipeline: one or several recordings of a performance in, restored audio out.
-
-`__call__` is the way of the data from top to bottom; the siblings hold the parts.
-"""
+"""The pipeline: one or several recordings of a performance in, restored audio out."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import math
 import reprlib
@@ -26,7 +22,7 @@ from transformers import ASTForAudioClassification
 from .analysis import Stretch, analyzed, chunks_of
 from .audio import match_loudness, resample
 from .blending import blended_parts, fine_parts
-from .chunks import ArraySource, CrossFader, Padded, Source, chunk_starts, frame_noise, overlap_added
+from .chunks import ArraySource, CrossFader, Padded, Source, chunk_noise, chunk_starts, overlap_added, step_noise
 from .conditioning import unet_condition
 from .features import PATCH, Answer, BandImage, Features, image_channels
 from .precision import finite_or_again
@@ -38,6 +34,19 @@ from .vocoding import refine, vocode_parts
 logger = logging.get_logger(__name__)
 
 RECONSTRUCTIONS = ("faithful", "vocoder", "blend", "prediction")
+ARGUMENT_TYPES: dict[str, tuple[Any, str]] = {  # of a call; True and False are no numbers here
+    "sampling_rate": (Integral, "an integer"),
+    "num_inference_steps": (Integral, "an integer"),
+    "batch_size": (Integral, "an integer"),
+    "dryness": (Real, "a number"),
+    "strength": (Real, "a number"),
+    "reconstruction": (str, "a string"),
+    "output_type": (str, "a string"),
+    "generator": (torch.Generator | None, "a `torch.Generator` or None"),
+    "latents": (torch.Tensor | None, "a `torch.Tensor` or None"),
+    "callback_on_step_end": (Callable | None, "callable or None"),
+    "callback_on_step_end_tensor_inputs": (list | tuple, "a list"),
+}
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -146,62 +155,50 @@ class Aud2StudioPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
     ) -> None:
         """Raises a `ValueError` that says which argument of the call is wrong and what it may be."""
-        wanted: list[tuple[str, Any, type, str]] = [
-            ("sampling_rate", sampling_rate, Integral, "an integer"),
-            ("num_inference_steps", num_inference_steps, Integral, "an integer"),
-            ("batch_size", batch_size, Integral, "an integer"),
-            ("dryness", dryness, Real, "a number"),
-            ("strength", strength, Real, "a number"),
-            ("reconstruction", reconstruction, str, "a string"),
-            ("output_type", output_type, str, "a string"),
-        ]
-        for name, value, kind, what in wanted:
-            _check_type(name, value, kind, what)
-        if generator is not None:
-            _check_type("generator", generator, torch.Generator, "a `torch.Generator` or None")
-            if generator.device.type != "cpu":
-                raise ValueError(
-                    f"`generator` has to be on the CPU, whatever the pipeline is on; got {generator.device}."
-                )
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(f"`callback_on_step_end` has to be callable or None, got {_shown(callback_on_step_end)}.")
-        if latents is not None:
-            _check_type("latents", latents, torch.Tensor, "a `torch.Tensor` or None")
-            if latents.ndim != 4 or latents.shape[1:3] != (1, self.transform.n_mels) or not latents.numel():
-                raise ValueError(
-                    f"`latents` has to have the shape (rows, 1, {self.transform.n_mels}, frames), got "
-                    f"{tuple(latents.shape)}."
-                )
-        if not 8000 <= sampling_rate <= 192000:
-            raise ValueError(f"`sampling_rate` has to be within 8000 and 192000 Hz, got {sampling_rate}.")
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= num_train_timesteps:
-            raise ValueError(
-                f"`num_inference_steps` has to be within 1 and {num_train_timesteps}, got {num_inference_steps}."
-            )
-        if not (0 < strength <= 1 and int(num_inference_steps * strength)):
-            raise ValueError(
-                f"`strength` has to be within 0 and 1 and leave at least one of `num_inference_steps` "
-                f"({num_inference_steps}), got {strength}."
-            )
-        if reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(f"`reconstruction` has to be one of {RECONSTRUCTIONS}, got {reconstruction!r}.")
-        if not 0 <= dryness <= 1:
-            raise ValueError(f"`dryness` has to be within 0 (the input) and 1 (fully restored), got {dryness}.")
-        if dryness < 1 and reconstruction == "vocoder":
-            raise ValueError(
-                "`dryness` mixes in phase, and the vocoder's phase is its own: use `faithful` or `blend`, or 1."
-            )
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` has to be at least 1, got {batch_size}.")
-        if output_type not in ("np", "pt"):
-            raise ValueError(f"`output_type` has to be 'np' or 'pt', got {output_type!r}.")
-        inputs = callback_on_step_end_tensor_inputs
-        if not isinstance(inputs, list | tuple) or any(name not in self._callback_tensor_inputs for name in inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has to be a list that may hold {self._callback_tensor_inputs}, "
-                f"got {_shown(inputs)}."
-            )
+        arguments = locals()
+        for name, (kind, what) in ARGUMENT_TYPES.items():
+            value = arguments[name]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                shown = f"{reprlib.repr(value)} of type {type(value).__name__}"
+                raise ValueError(f"`{name}` has to be {what}, got {shown}.")
+        steps, names = self.scheduler.config.num_train_timesteps, self._callback_tensor_inputs
+        shape, n_mels = None if latents is None else tuple(latents.shape), self.transform.n_mels
+        on = None if generator is None else generator.device
+        for is_right, name, what, found in (
+            (8000 <= sampling_rate <= 192000, "sampling_rate", "within 8000 and 192000 Hz", sampling_rate),
+            (1 <= num_inference_steps <= steps, "num_inference_steps", f"within 1 and {steps}", num_inference_steps),
+            (
+                0 < strength <= 1 and int(num_inference_steps * strength),
+                "strength",
+                f"within 0 and 1 and leave at least one of `num_inference_steps` ({num_inference_steps})",
+                strength,
+            ),
+            (reconstruction in RECONSTRUCTIONS, "reconstruction", f"one of {RECONSTRUCTIONS}", repr(reconstruction)),
+            (0 <= dryness <= 1, "dryness", "within 0 (the input) and 1 (fully restored)", dryness),
+            (
+                dryness == 1 or reconstruction != "vocoder",
+                "dryness",
+                "1 with `vocoder`, as it mixes in phase and the vocoder's phase is its own",
+                dryness,
+            ),
+            (batch_size >= 1, "batch_size", "at least 1", batch_size),
+            (output_type in ("np", "pt"), "output_type", "'np' or 'pt'", repr(output_type)),
+            (
+                all(name in names for name in callback_on_step_end_tensor_inputs),
+                "callback_on_step_end_tensor_inputs",
+                f"a list that may hold {names}",
+                reprlib.repr(callback_on_step_end_tensor_inputs),
+            ),
+            (on is None or on.type == "cpu", "generator", "on the CPU, whatever the pipeline is on", on),
+            (
+                shape is None or (len(shape) == 4 and shape[1:3] == (1, n_mels) and 0 not in shape),
+                "latents",
+                f"of the shape (rows, 1, {n_mels}, frames)",
+                shape,
+            ),
+        ):
+            if not is_right:
+                raise ValueError(f"`{name}` has to be {what}, got {found}.")
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -286,54 +283,47 @@ class Aud2StudioPipeline(DiffusionPipeline):
         # 2. Every performance draws its own seed, so that its result does not depend on its neighbours in the batch
         seeds = torch.randint(2**62, (len(performances),), generator=generator).tolist()
 
-        # 3. Restore one performance after the other; the chunks of each are batched
-        restored = []
+        audios: Any = []
+        own_rate = self.config.sample_rate
         for takes, seed in zip(performances, seeds, strict=True):
+            reference = takes[0]
+            if rms(reference) < SILENCE_RMS:
+                audios.append(reference.copy())
+                continue
+
+            # 3. Bring takes of different devices to the level and the rate that the networks know
+            sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
+
+            # 4. Restore the reference, chunk by chunk
             sampling = _Sampling(
+                reconstruction,
+                batch_size,
                 num_inference_steps,
-                strength,
                 seed,
+                strength,
                 latents,
                 callback_on_step_end,
                 tuple(callback_on_step_end_tensor_inputs),
             )
-            restored.append(self._restore(takes, sampling_rate, reconstruction, dryness, batch_size, sampling))
+            restored = np.concatenate([*self._blocks(sources, len(sources), sampling)], axis=-1)
 
-        # 4. Offload all models
+            # 5. Bring it back to its own rate and loudness, and mix what was recorded in
+            restored = resample(restored, own_rate, sampling_rate, reference.shape[-1])
+            restored = match_loudness(restored, reference, sampling_rate, level_gain(rms(reference)))
+            if dryness < 1:
+                restored = match_loudness(dryness * restored + (1 - dryness) * reference, reference, sampling_rate)
+            audios.append(restored)
+
+        # 6. Offload all models
         self.maybe_free_model_hooks()
 
-        # 5. Return in the wanted type
-        audios: Any = np.stack(restored)
+        # 7. Return in the wanted type
+        audios = np.stack(audios)
         if output_type == "pt":
             audios = torch.from_numpy(audios)
         if not return_dict:
             return (audios,)
         return AudioPipelineOutput(audios=audios)
-
-    def _restore(
-        self,
-        takes: list[np.ndarray],
-        sampling_rate: int,
-        reconstruction: str,
-        dryness: float,
-        batch_size: int,
-        sampling: _Sampling,
-    ) -> np.ndarray:
-        """One performance: takes (channels, samples) to the reference's restoration (channels, samples)."""
-        reference = takes[0]
-        if rms(reference) < SILENCE_RMS:
-            return reference.copy()
-        length = reference.shape[-1]
-        own_rate = self.config.sample_rate
-        # Takes of different devices have different levels; every one comes to the level that the UNet knows.
-        sources = [ArraySource(resample(take * level_gain(rms(take)), sampling_rate, own_rate)) for take in takes]
-        blocks = self._blocks(sources, len(sources), reconstruction, batch_size, sampling)
-        restored = np.concatenate([*blocks], axis=-1)
-        waveform = resample(restored, own_rate, sampling_rate, length)
-        waveform = match_loudness(waveform, reference, sampling_rate, level_gain(rms(reference)))
-        if dryness < 1:
-            waveform = match_loudness(dryness * waveform + (1 - dryness) * reference, reference, sampling_rate)
-        return waveform
 
     @torch.no_grad()
     def stream(
@@ -359,93 +349,56 @@ class Aud2StudioPipeline(DiffusionPipeline):
             at any loudness.
 
         Raises:
-            ValueError: If an argument has a wrong type or is out of range, or more takes are to be seen than the model
-                stacks.
+            ValueError: If an argument is wrong, or more takes are to be seen than the model stacks.
         """
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+        own_rate = self.config.sample_rate
         self.check_inputs(
-            self.config.sample_rate,
-            num_inference_steps,
-            reconstruction,
-            1.0,
-            batch_size,
-            output_type="np",
-            generator=generator,
+            own_rate, num_inference_steps, reconstruction, 1.0, batch_size, output_type="np", generator=generator
         )
         seen = len(takes) if seen is None else seen
         if not 1 <= seen <= min(len(takes), self.max_recordings):
             raise ValueError(f"1 to {self.max_recordings} takes of `takes` can be seen, got {seen} of {len(takes)}.")
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        sampling = _Sampling(num_inference_steps, 1.0, seed, None, None, ())
-        yield from self._blocks(takes, seen, reconstruction, batch_size, sampling)
+        sampling = _Sampling(reconstruction, batch_size, num_inference_steps, seed)
+        yield from self._blocks(takes, seen, sampling)
         self.maybe_free_model_hooks()
 
-    def _blocks(
-        self, takes: Sequence[Source], seen: int, reconstruction: str, batch_size: int, sampling: _Sampling
-    ) -> Iterator[np.ndarray]:
+    def _blocks(self, takes: Sequence[Source], seen: int, sampling: _Sampling) -> Iterator[np.ndarray]:
         """Yields the restoration (channels of the first take, samples) piece by piece."""
-        num_samples, coarse = takes[0].num_samples, self.image.coarse
+        coarse, fine, device = self.image.coarse, self.transform, self._execution_device
+        num_samples, num_frames = takes[0].num_samples, coarse.num_frames(takes[0].num_samples)
         slots = assign_slots([take.num_channels for take in takes[:seen]], self.max_recordings)
-        num_frames = coarse.num_frames(num_samples)
-        padded = Padded(takes, num_frames, coarse.hop_length, coarse.pad, self._execution_device)
-        read_outs = {
-            "faithful": self._faithful,
-            "vocoder": self._vocoded,
-            "blend": self._blended,
-            "prediction": self._predicted,
-        }
-        for block in read_outs[reconstruction](padded, slots, num_samples, batch_size, sampling):
-            yield block.cpu().numpy()
-
-    def _predicted(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> Iterator[torch.Tensor]:
-        """Yields the recording without its predicted late sound (rows, samples) piece by piece."""
-        stretches = analyzed(padded, self.image, slots, self.image.coarse.num_frames(num_samples))
-        spectra = ((stretch.first, stretch.stft - stretch.late) for stretch in stretches)
-        yield from overlap_added(self.image.coarse, spectra, num_samples)
-
-    def _faithful(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> Iterator[torch.Tensor]:
-        """Yields the filtered recording (rows, samples) piece by piece."""
-        parts = self._restored(padded, slots, num_samples, batch_size, sampling, "faithful")
-        yield from overlap_added(self.image.coarse, ((first, part) for first, part, _ in parts), num_samples)
-
-    def _vocoded(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> Iterator[torch.Tensor]:
-        """Synthesises the restored log-mel: yields (rows, samples) piece by piece."""
-        restored = self._restored(padded, slots, num_samples, batch_size, sampling, "vocoder")
-        parts = ((PATCH * first, log_mel.cpu()) for first, _, log_mel in restored)
+        padded = Padded(takes, num_frames, coarse.hop_length, coarse.pad, device)
+        spectra: Iterator[tuple[int, torch.Tensor]]
+        if sampling.reconstruction == "prediction":
+            stretches = analyzed(padded, self.image, slots, num_frames)
+            spectra = ((stretch.first, stretch.stft - stretch.late) for stretch in stretches)
+            blocks = overlap_added(coarse, spectra, num_samples)
+        else:
+            restored = self._restored(padded, slots, num_frames, sampling)
+            if sampling.reconstruction == "faithful":
+                blocks = overlap_added(coarse, ((first, part) for first, part, _ in restored), num_samples)
+            elif sampling.reconstruction == "vocoder":
+                log_mels = ((PATCH * first, log_mel.cpu()) for first, _, log_mel in restored)
+                blocks = vocode_parts(self.vocoder, log_mels, device, refine=self.refine)
+            else:
+                # Not refined: the blend itself brings the vocoder to the restored mel. Refined, without the mel's
+                # floor, it is 1.5 dB lower above a limit of 8 kHz, and 0.13 dB instead of 0.07 from the faithful sound
+                # below it.
+                vocode = partial(vocode_parts, self.vocoder, device=device)
+                parts = fine_parts(coarse, fine, restored, PATCH * num_frames)
+                spectra = blended_parts(fine, parts, vocode, PATCH * num_frames)
+                blocks = overlap_added(fine, spectra, num_samples)
         wanted = num_samples
-        for samples in vocode_parts(self.vocoder, parts, self._execution_device, refine=self.refine):
+        for block in blocks:
             if wanted > 0:
-                yield samples[:, :wanted]
-            wanted -= samples.shape[-1]
-
-    def _blended(
-        self, padded: Padded, slots: list[list[int]], num_samples: int, batch_size: int, sampling: _Sampling
-    ) -> Iterator[torch.Tensor]:
-        """Yields the faithful read-out, and the vocoder where that has too little: (rows, samples) piece by piece."""
-        num_frames = PATCH * self.image.coarse.num_frames(num_samples)
-        restored = self._restored(padded, slots, num_samples, batch_size, sampling, "blend")
-        parts = fine_parts(self.image.coarse, self.transform, restored, num_frames)
-        # Not refined: the blend itself brings the vocoder to the restored mel. Refined, without the mel's floor, it
-        # is 1.5 dB lower above a limit of 8 kHz, and 0.13 dB instead of 0.07 from the faithful sound below it.
-        vocode = partial(vocode_parts, self.vocoder, device=self._execution_device)
-        spectra = blended_parts(self.transform, parts, vocode, num_frames)
-        yield from overlap_added(self.transform, spectra, num_samples)
+                yield block[:, :wanted].cpu().numpy()
+            wanted -= block.shape[-1]
 
     def _restored(
-        self,
-        padded: Padded,
-        slots: list[list[int]],
-        num_samples: int,
-        batch_size: int,
-        sampling: _Sampling,
-        reconstruction: str,
+        self, padded: Padded, slots: list[list[int]], num_frames: int, sampling: _Sampling
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Runs the chunks through the UNet and cross-fades them.
 
@@ -453,38 +406,32 @@ class Aud2StudioPipeline(DiffusionPipeline):
             The first frame of what is final, its faithful spectrum (rows, bins, frames) (nothing for `vocoder`), and
             its log-mel (rows, mel, mel_frames) (nothing for `faithful`).
         """
-        num_frames, chunk, overlap = (
-            self.image.coarse.num_frames(num_samples),
-            self.chunk_frames,
-            self.config.overlap_frames,
-        )
+        chunk, overlap = self.chunk_frames, self.config.overlap_frames
         starts = chunk_starts(num_frames, chunk, overlap)
         faders = CrossFader(num_frames, chunk, overlap), CrossFader(PATCH * num_frames, PATCH * chunk, PATCH * overlap)
-        together = max(1, batch_size // len(slots))
+        together = max(1, sampling.batch_size // len(slots))
         stretches = analyzed(padded, self.image, slots, num_frames, starts[-1] + chunk)
         chunks = chunks_of(stretches, starts, chunk)
         with self.progress_bar(total=len(starts)) as progress:
             while group := list(itertools.islice(chunks, together)):
                 first_s = group[0].first * self.image.coarse.hop_length / self.config.sample_rate
                 gains, log_mel = finite_or_again(
-                    partial(self._sample, group, sampling, reconstruction),
+                    partial(self._sample, group, sampling),
                     {"condition_encoder": self.condition_encoder, "unet": self.unet},
                     f"at {first_s:.1f} s",
                 )
                 for part, gain, mel in zip(group, gains.chunk(len(group)), log_mel.chunk(len(group)), strict=True):
                     spectrum, final_mel = part.stft[..., :0], mel[..., :0]
-                    if reconstruction != "vocoder":
+                    if sampling.reconstruction != "vocoder":
                         final = faders[0].add(part.first, gain)  # (rows, gate and gain, bands, frames)
                         stft, late = (each[..., : final.shape[-1]] for each in (part.stft, part.late))
                         spectrum = self.image.apply(stft, late, final[:, 0], final[:, 1])
-                    if reconstruction != "faithful":
+                    if sampling.reconstruction != "faithful":
                         final_mel = faders[1].add(PATCH * part.first, mel)
                     yield part.first, spectrum, final_mel
                 progress.update(len(group))
 
-    def _sample(
-        self, chunks: list[Stretch], sampling: _Sampling, reconstruction: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, chunks: list[Stretch], sampling: _Sampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the denoising loop on some chunks.
 
         Returns:
@@ -496,11 +443,11 @@ class Aud2StudioPipeline(DiffusionPipeline):
         condition = unet_condition(self.unet, self.condition_encoder, features)
         dtype = self.unet.dtype  # once: diffusers looks through all modules for it
 
-        # b. Timesteps and initial noise; the channels of a recording share it, so that equal ones stay equal
+        # b. Timesteps and initial noise
         starts = [PATCH * chunk.first for chunk in chunks]
         scheduler = copy.deepcopy(self.scheduler)  # it counts its steps: threads that share a pipeline need their own
         scheduler.set_timesteps(sampling.num_inference_steps, device=features.log_mel.device)
-        noise = self._noise(starts, features, sampling, step=0)
+        noise = chunk_noise(sampling.seed, 0, starts, features.log_mel, sampling.latents)
         latents = noise * scheduler.init_noise_sigma
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor) -> Answer:
@@ -511,8 +458,8 @@ class Aud2StudioPipeline(DiffusionPipeline):
         # c. A warm start: the input's mel, whose correction is zero, with noise. The gains are read from noise alone.
         timesteps, gains = scheduler.timesteps, None
         skipped = sampling.num_inference_steps - int(sampling.num_inference_steps * sampling.strength)
-        if skipped and reconstruction != "faithful":
-            if reconstruction == "blend":
+        if skipped and sampling.reconstruction != "faithful":
+            if sampling.reconstruction == "blend":
                 gains = predict(latents, timesteps[0])
             begin = skipped * scheduler.order
             timesteps = timesteps[begin:]
@@ -524,68 +471,28 @@ class Aud2StudioPipeline(DiffusionPipeline):
         for step, timestep in enumerate(timesteps):
             answer = predict(latents, timestep)
             gains = answer if gains is None else gains
-            if reconstruction != "faithful":
-                extra = self._step_noise(starts, features, sampling, step + 1)
+            if sampling.reconstruction != "faithful":
+                extra = step_noise(scheduler, sampling.seed, step + 1, starts, features.log_mel)
                 latents = scheduler.step(answer.prediction, timestep, latents, **extra).prev_sample
             if sampling.callback is not None:
                 kwargs = {name: {"latents": latents}[name] for name in sampling.callback_inputs}
                 latents = sampling.callback(self, step, timestep, kwargs).pop("latents", latents)
-            if reconstruction == "faithful":
+            if sampling.reconstruction == "faithful":
                 latents = torch.zeros_like(latents)
                 break
         assert gains is not None
         log_mel = self.image.corrected(latents, features).clamp_min(math.log(MEL_FLOOR))
         return torch.stack([gains.gate, gains.gain], dim=1), log_mel[:, 0]
 
-    def _noise(self, starts: list[int], features: Features, sampling: _Sampling, step: int) -> torch.Tensor:
-        """Draws noise (rows of all chunks, 1, mel, mel_frames), cut from one noise for the whole recording."""
-        rows = len(features.log_mel) // len(starts)
-        _, _, bands, frames = features.log_mel.shape
-        if step == 0 and sampling.latents is not None:
-            noise = [_cut(sampling.latents, first, frames) for first in starts]  # (rows, 1, mel, mel_frames) each
-        else:
-            drawn = [frame_noise(sampling.seed, step, bands, first, frames) for first in starts]
-            noise = [chunk.expand(rows, 1, -1, -1) for chunk in drawn]
-        return torch.cat(noise).to(features.log_mel)
-
-    def _step_noise(
-        self, starts: list[int], features: Features, sampling: _Sampling, step: int
-    ) -> dict[str, torch.Tensor | list[torch.Generator]]:
-        """What `scheduler.step` gets as its source of noise."""
-        parameters = inspect.signature(self.scheduler.step).parameters
-        if "variance_noise" in parameters:
-            return {"variance_noise": self._noise(starts, features, sampling, step)}
-        if "generator" not in parameters:
-            return {}
-        # DDPM takes no noise, only generators: overlapping chunks then draw different noise, and are cross-faded.
-        rows = len(features.log_mel) // len(starts)
-        seeds = [(sampling.seed + 1_000_003 * step + 8_191_000_003 * first) % 2**63 for first in starts]
-        return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds for _ in range(rows)]}
-
-
-def _check_type(name: str, value: Any, kind: type, what: str) -> None:
-    """Raises a `ValueError` if an argument is not of a type; True and False are no numbers here."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"`{name}` has to be {what}, got {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    """A wrong argument in short, for messages."""
-    return f"{reprlib.repr(value)} of type {type(value).__name__}"
-
 
 class _Sampling(NamedTuple):
     """What the denoising loop is told by the caller."""
 
+    reconstruction: str
+    batch_size: int
     num_inference_steps: int
-    strength: float
     seed: int
-    latents: torch.Tensor | None
-    callback: Callable[..., dict[str, Any]] | None
-    callback_inputs: tuple[str, ...]
-
-
-def _cut(noise: torch.Tensor, first: int, num_frames: int) -> torch.Tensor:
-    """Frames of given latents; beyond their end, where the last chunk is padded, they are repeated."""
-    index = torch.arange(first, first + num_frames) % noise.shape[-1]
-    return noise[..., index]
+    strength: float = 1.0
+    latents: torch.Tensor | None = None
+    callback: Callable[..., dict[str, Any]] | None = None
+    callback_inputs: tuple[str, ...] = ()

@@ -62,15 +62,8 @@ def plot_spectrograms(
     sample_rate = max(rate for _, rate in panels.values())
     loudest_db = max(levels.max() for _, _, levels in spectrograms.values())
     for axes, (title, (times, frequencies, levels)) in zip(all_axes, spectrograms.items(), strict=True):
-        mesh = axes.pcolormesh(
-            times + start_s,
-            frequencies,
-            levels,
-            vmin=loudest_db - RANGE_DB,
-            vmax=loudest_db,
-            cmap="magma",
-            rasterized=True,
-        )
+        low_db, look = loudest_db - RANGE_DB, {"cmap": "magma", "rasterized": True}
+        mesh = axes.pcolormesh(times + start_s, frequencies, levels, vmin=low_db, vmax=loudest_db, **look)
         axes.set_yscale("log")
         axes.set_ylim(LOWEST_HZ, sample_rate / 2)
         axes.set_yticks([100, 1000, 10000] if sample_rate > 20000 else [100, 1000], minor=False)

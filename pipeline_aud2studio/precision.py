@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -56,8 +55,14 @@ def finite_or_again(compute: Callable[[], Result], networks: Mapping[str, nn.Mod
     if lower:
         precision = ", ".join(f"{name} in {str(_dtype(each)).removeprefix('torch.')}" for name, each in lower.items())
         logger.warning(f"The output of {precision} is not finite {where}: it is computed again in float32.")
-        with _in_float32(lower):
+        dtypes = {name: _dtype(network) for name, network in lower.items()}
+        try:
+            for network in lower.values():
+                network.float()
             result = compute()
+        finally:
+            for name, network in lower.items():
+                network.to(dtypes[name])
         if _is_finite(result):
             return result
     raise NonFiniteError(
@@ -73,15 +78,3 @@ def _is_finite(result: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> bool
 
 def _dtype(network: nn.Module) -> torch.dtype:
     return network.dtype  # type: ignore[return-value]  # of diffusers' and transformers' models
-
-
-@contextmanager
-def _in_float32(networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    dtypes = {name: _dtype(network) for name, network in networks.items()}
-    for network in networks.values():
-        network.float()
-    try:
-        yield
-    finally:
-        for name, network in networks.items():
-            network.to(dtypes[name])

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,16 +97,9 @@ def joined(parts: Sequence[Take], start_s: float | None, end_s: float | None) ->
 
     def blocks() -> Iterator[Waveform]:
         start, stop = files.excerpt_bounds(start_s or 0.0, end_s, first.sample_rate, math.inf)
-        position = 0
-        for part in parts:
-            for block in audio.resampled(part.blocks(), part.sample_rate, first.sample_rate):
-                block = mixed(block, ("FL", "FR")[: len(block)], first.num_channels)
-                if (
-                    cut := block[:, max(start - position, 0) : int(max(min(stop - position, block.shape[1]), 0))]
-                ).size:
-                    yield cut
-                position += block.shape[1]
-        if position <= start:
+        resampled = (audio.resampled(part.blocks(), part.sample_rate, first.sample_rate) for part in parts)
+        whole = (mixed(block, ("FL", "FR")[: len(block)], first.num_channels) for part in resampled for block in part)
+        if (yield from _between(whole, start, stop)) <= start:
             raise files.AudioError(f"the parts end before the start that was asked for ({start_s:g} s)")
 
     lengths = [round((part.frames or 0) * first.sample_rate / part.sample_rate) for part in parts]
@@ -124,16 +117,20 @@ def excerpt(take: Take, path: Path, start_s: float | None, end_s: float | None) 
     if start >= stop:
         raise files.AudioError(f"{path} ends before the start that was asked for ({start_s:g} s)")
 
-    def blocks() -> Iterator[Waveform]:
-        position = 0
-        for block in take.blocks():
-            if (part := block[:, max(start - position, 0) : max(int(stop) - position, 0)]).shape[1]:
-                yield part
-            position += block.shape[1]
-            if position >= stop:
-                break
+    frames = int(stop) - start
+    return replace(take, frames=frames, blocks=lambda: _between(take.blocks(), start, stop))
 
-    return replace(take, frames=int(stop) - start, blocks=blocks)
+
+def _between(blocks: Iterable[Waveform], start: int, stop: float) -> Generator[Waveform, None, int]:
+    """Yields the samples [start, stop) of blocks (channels, samples); returns how many samples there were."""
+    position = 0
+    for block in blocks:
+        if (part := block[:, max(start - position, 0) : int(max(min(stop - position, block.shape[1]), 0))]).size:
+            yield part
+        position += block.shape[1]
+        if position >= stop:
+            break
+    return position
 
 
 @dataclass(frozen=True)
@@ -160,16 +157,8 @@ class Restoration:
     seconds: float  # that the work took, without reading the recording and loading the model
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A take on the disk."""
-
-    spool: Spool
-    rms: float  # over the samples in which anything was recorded, as `takes.rms` has it
-
-
-def decode(take: Take, folder: Path) -> Decoded:
-    """Reads a take and measures it.
+def decode(take: Take, folder: Path) -> tuple[Spool, float]:
+    """Reads a take to the disk; returns it and its RMS over the samples in which anything was recorded.
 
     Raises:
         AudioError: the recording cannot be used.
@@ -185,8 +174,7 @@ def decode(take: Take, folder: Path) -> Decoded:
 
     spool = Spool(folder, take.num_channels, take.sample_rate).extend(measured())
     # Samples in which nothing was recorded add nothing to the energy.
-    rms = 10 ** (spool.meter.rms_db / 20) * math.sqrt(spool.num_samples / max(count, 1))
-    return Decoded(spool, rms)
+    return spool, 10 ** (spool.meter.rms_db / 20) * math.sqrt(spool.num_samples / max(count, 1))
 
 
 @contextmanager
@@ -218,9 +206,9 @@ def restore(
             return kept(Spool(folder, takes[0].num_channels, sample_rate)).extend(blocks)
 
         decoded = [decode(take, folder) for take in takes]
-        for part in decoded:
-            kept(part.spool)
-        original, rate = decoded[0].spool, takes[0].sample_rate
+        for spool, _ in decoded:
+            kept(spool)
+        original, rate = decoded[0][0], takes[0].sample_rate
         started = time.perf_counter()
         if original.meter.rms_db < audio.SILENCE_RMS_DB:
             say("is silent: it is returned as it is")
@@ -231,30 +219,28 @@ def restore(
             pipeline = load_pipeline()
             started = time.perf_counter()
             seen = sum(not take.only_predicts for take in takes)
-            restored = spooled(_restored(pipeline, decoded, seen, settings, folder, rate), rate)
-            raised = level_gain(decoded[0].rms)
-            gain = audio.loudness_gain(restored.meter.level_lufs, original.meter.level_lufs, raised)
-            result = restored
+            result = spooled(_restored(pipeline, decoded, seen, settings, folder), rate)
+            raised = level_gain(decoded[0][1])
+            gain = audio.loudness_gain(result.meter.level_lufs, original.meter.level_lufs, raised)
             if settings.dryness < 1:
-                result = spooled(_mixed(restored.blocks(gain), original.blocks(), settings.dryness), rate)
+                pairs = zip(result.blocks(gain), original.blocks(), strict=True)  # both in the blocks of a spool
+                dryness = settings.dryness
+                result = spooled((dryness * dry + (1 - dryness) * wet for dry, wet in pairs), rate)
                 gain = audio.loudness_gain(result.meter.level_lufs, original.meter.level_lufs)
         to_rate = settings.sample_rate or rate
         if to_rate != rate or settings.tilt_db:
-            result, gain = spooled(_finished(result.blocks(gain), rate, to_rate, settings), to_rate), 1.0
+            blocks = audio.resampled(result.blocks(gain), rate, to_rate)
+            blocks = audio.tilted(blocks, to_rate, settings.tilt_db) if settings.tilt_db else blocks
+            result, gain = spooled(blocks, to_rate), 1.0
         if (settings.limit or not settings.is_float) and gain * result.meter.peak > SAFE_PEAK:
             result, gain = _limited(result, gain, spooled)
         yield Restoration(original, result, gain, time.perf_counter() - started)
 
 
 def _restored(
-    pipeline: Aud2StudioPipeline,
-    decoded: Sequence[Decoded],
-    seen: int,
-    settings: Settings,
-    folder: Path,
-    rate: int,
+    pipeline: Aud2StudioPipeline, decoded: Sequence[tuple[Spool, float]], seen: int, settings: Settings, folder: Path
 ) -> Iterator[Waveform]:
-    """Runs the pipeline on the takes, of which the network sees the first `seen`; yields blocks of the reference."""
+    """Runs the pipeline on takes and their RMS, of which it sees the first `seen`; yields the reference's blocks."""
     import torch
 
     from .chunks import Scaled
@@ -263,17 +249,17 @@ def _restored(
     own_rate = pipeline.config.sample_rate
     with ExitStack() as spools:
         sources = []
-        for part in decoded:
-            spool = original = part.spool
+        for original, rms in decoded:
+            spool = original
             if original.sample_rate != own_rate:
-                spool = spools.enter_context(
-                    closing(Spool(folder, original.num_channels, own_rate, is_measured=False))
-                )
+                resampled = Spool(folder, original.num_channels, own_rate, is_measured=False)
+                spool = spools.enter_context(closing(resampled))
                 spool.extend(audio.resampled(original.blocks(), original.sample_rate, own_rate))
-            sources.append(Scaled(spool, level_gain(part.rms)))
+            sources.append(Scaled(spool, level_gain(rms)))
         generator = torch.Generator().manual_seed(settings.seed)
         blocks = pipeline.stream(sources, settings.steps, settings.reconstruction, generator, seen=seen)
-        yield from audio.resampled(blocks, own_rate, rate, decoded[0].spool.num_samples)
+        reference = decoded[0][0]
+        yield from audio.resampled(blocks, own_rate, reference.sample_rate, reference.num_samples)
 
 
 def _limited(spool: Spool, gain: float, spooled: Callable[[Iterable[Waveform], int], Spool]) -> tuple[Spool, float]:
@@ -299,16 +285,3 @@ def _limited(spool: Spool, gain: float, spooled: Callable[[Iterable[Waveform], i
         stacklevel=2,
     )
     return result, 1.0
-
-
-def _mixed(restored: Iterable[Waveform], original: Iterable[Waveform], dryness: float) -> Iterator[Waveform]:
-    for dry, wet in zip(restored, original, strict=True):  # both in the blocks of a spool
-        yield dryness * dry + (1 - dryness) * wet
-
-
-def _finished(blocks: Iterable[Waveform], rate: int, to_rate: int, settings: Settings) -> Iterator[Waveform]:
-    """Bring it to the output's rate, and tilt it."""
-    blocks = audio.resampled(blocks, rate, to_rate)
-    if settings.tilt_db:
-        blocks = audio.tilted(blocks, to_rate, settings.tilt_db)
-    yield from blocks

@@ -47,24 +47,24 @@ def as_performances(audio: AudioInput | Sequence[AudioInput], max_recordings: in
     Raises:
         ValueError: If the shape, the number of takes or channels, the type or a sample is not usable.
     """
-    if not isinstance(audio, np.ndarray | torch.Tensor):
-        if isinstance(audio, str | bytes | os.PathLike):
-            raise ValueError(
-                f"`audio` has to be samples, not the path of a file: read {audio!r} first, for example with "
-                f"`soundfile.read`, and pass its sampling rate, too."
-            )
-        if not isinstance(audio, Sequence):
-            raise ValueError(
-                f"`audio` has to be a numpy array, a torch tensor or a list of these, got {type(audio).__name__}."
-            )
-        if not 1 <= len(audio) <= max_recordings:
-            raise ValueError(f"`audio` can be a list of 1 to {max_recordings} takes, got {len(audio)}.")
-        return [[_as_take(take) for take in audio]]
-    if audio.ndim == 3:
+    if isinstance(audio, np.ndarray | torch.Tensor):
+        if audio.ndim != 3:
+            return [[_as_take(audio)]]
         if not len(audio):
             raise ValueError("`audio` is an empty batch.")
         return [[_as_take(take)] for take in audio]
-    return [[_as_take(audio)]]
+    if isinstance(audio, str | bytes | os.PathLike):
+        raise ValueError(
+            f"`audio` has to be samples, not the path of a file: read {audio!r} first, for example with "
+            f"`soundfile.read`, and pass its sampling rate, too."
+        )
+    if not isinstance(audio, Sequence):
+        raise ValueError(
+            f"`audio` has to be a numpy array, a torch tensor or a list of these, got {type(audio).__name__}."
+        )
+    if not 1 <= len(audio) <= max_recordings:
+        raise ValueError(f"`audio` can be a list of 1 to {max_recordings} takes, got {len(audio)}.")
+    return [[_as_take(take) for take in audio]]
 
 
 def _as_take(audio: AudioInput) -> np.ndarray:
@@ -72,18 +72,16 @@ def _as_take(audio: AudioInput) -> np.ndarray:
         raise ValueError(
             f"Every take of `audio` has to be a numpy array or a torch tensor, got {type(audio).__name__}."
         )
-    if isinstance(audio, torch.Tensor) and not audio.is_floating_point():
+    is_float = audio.is_floating_point() if isinstance(audio, torch.Tensor) else audio.dtype.kind == "f"
+    if not is_float:
         raise ValueError(f"`audio` has to be floating point with full scale at 1.0, got {audio.dtype}.")
-    waveform = audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else np.asarray(audio)
-    if waveform.ndim == 1:
-        waveform = waveform[None]
+    waveform = audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else audio
+    waveform = waveform[None] if waveform.ndim == 1 else waveform
     if waveform.ndim != 2 or not 1 <= len(waveform) <= 2:
         raise ValueError(
             "`audio` has to be `(samples)`, `(channels, samples)` or `(batch, channels, samples)` with one or two "
             f"channels, or a list of such takes without a batch; got the shape {tuple(audio.shape)}."
         )
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(f"`audio` has to be floating point with full scale at 1.0, got {waveform.dtype}.")
     if waveform.shape[1] == 0:
         raise ValueError("`audio` has no samples.")
     waveform = waveform.astype(np.float32)

@@ -5,7 +5,7 @@
         print(alignment.name, alignment.offset_s, alignment.drift_ppm, alignment.polarity, alignment.confidence)
     waveforms = result.waveforms()              # one (channels, samples) each, all on the reference's clock
 
-    alignment = align_pair(desk, audience, sample_rate=44100)          # two arrays
+    alignment = align([desk, audience], 44100, reference=0).alignments[1]  # two arrays
     audience_on_the_desks_clock = alignment.apply(audience, desk.shape[-1])
 
 The search is coarse to fine: onset strength is matched in segments (`coarse`), lags are measured by
@@ -19,14 +19,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .clock import IDENTITY, Recording, Segment, blocks_on_reference_clock
+from .clock import IDENTITY, Recording
 from .coarse import (
     PEAK_DISTANCE_S,
     Candidates,
@@ -40,15 +39,13 @@ from .coarse import (
     without_path,
 )
 from .direct import agree
-from .fine import JUMP_S, common_information
-from .timing import Match, locate, refine
+from .fine import common_information
+from .timing import MIN_CONFIDENCE, Alignment, Match, locate, refine
 
 logger = logging.getLogger(__name__)
 
 Source = np.ndarray | str | os.PathLike[str] | Recording
 
-# Share of agreeing windows from which a recording counts as one of the same performance. Chance gives about 0.1.
-MIN_CONFIDENCE = 0.3
 # How far the direct sound must stand out, too. Of 103 pairs of 10 to 30 s, in simulated halls and in a measured one,
 # 10 stayed below, all of them off by 0.3 to 30 ms; of the other 93, 89 were right to 0.1 ms.
 MIN_DIRECT_HEIGHT = 6.0
@@ -58,99 +55,6 @@ SURE_CONFIDENCE, CONFIDENCE_MARGIN = 0.5, 0.25
 # Coarse paths that are tried until one is sure, and at most, those of this share of the best one's score.
 NUM_PATHS, MAX_PATHS, RIVAL_SHARE = (2, 4), 6, 0.5
 MIN_DURATION_S = 3.0
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Where a recording lies on the reference's clock.
-
-    Attributes:
-        name: the recording's name.
-        offset_s: reference time of the recording's first sample.
-        drift_ppm: how much faster the recording's clock runs than the reference's, in millionths, on average.
-        polarity: 1, or -1 where the recording is inverted.
-        confidence: share of the measured windows that agree, 0 to 1.
-        direct_height: how far the direct sound stands out of the echoes and the noise, times their root mean square.
-        accepted: whether the recording is used.
-        segments: stretches in which the clock runs evenly, each with its own line; empty where nothing was found.
-        window_times_s, window_lags_s, residuals_s: what the windows measured (on the recording's clock; reference
-            time minus recording time), and its distance from the line.
-        quality_db: see `coarse.estimate_quality`.
-        reason: why the recording is not used, or would not be unless forced.
-        recording_rate, sample_rate: rates in Hz of the recording and of what `apply` returns.
-    """
-
-    name: str
-    offset_s: float
-    drift_ppm: float
-    polarity: int
-    confidence: float
-    accepted: bool
-    segments: tuple[Segment, ...]
-    recording_rate: float
-    sample_rate: float
-    window_times_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
-    window_lags_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
-    residuals_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
-    direct_height: float = 0.0
-    quality_db: float = 0.0
-    reason: str = ""
-
-    @property
-    def is_rough(self) -> bool:
-        """Whether it is of the same performance, but which of the echoes is its direct sound cannot be told."""
-        return not self.accepted and self.confidence >= MIN_CONFIDENCE
-
-    @property
-    def jumps(self) -> list[tuple[float, float]]:
-        """Where the recorder was paused or lost samples: time on its clock and what the lag grows by, in seconds."""
-        meetings = zip(self.segments, self.segments[1:], strict=False)
-        steps = [
-            (right.start_s, float(right.to_reference(right.start_s)) - float(left.to_reference(left.end_s)))
-            for left, right in meetings
-        ]
-        return [(at_s, by_s) for at_s, by_s in steps if abs(by_s) >= JUMP_S]
-
-    def apply(self, waveform: np.ndarray, length: int) -> np.ndarray:
-        """The recording on the reference's clock, with the reference's polarity; zeros where it recorded nothing.
-
-        Args:
-            waveform: the recording, `(samples)` or `(channels, samples)`, at its own rate.
-            length: samples to return, usually the reference's.
-
-        Returns:
-            float32 `(length)` or `(channels, length)` at `sample_rate`.
-        """
-        recording = Recording(waveform, self.recording_rate, self.name)
-        aligned = np.concatenate(list(self.blocks(recording, length)), axis=-1)
-        return aligned[0] if np.ndim(waveform) == 1 else aligned
-
-    def blocks(self, recording: Recording, length: int) -> Iterator[np.ndarray]:
-        """Yields what `apply` returns in pieces `(channels, samples)` of some seconds, for files of any length."""
-        for block in blocks_on_reference_clock(recording, self.segments, length, self.sample_rate):
-            yield self.polarity * block
-
-    def report(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON; times in seconds."""
-        columns = zip(self.window_times_s, self.window_lags_s, self.residuals_s, strict=True)
-        return {
-            "name": self.name,
-            "accepted": self.accepted,
-            "reason": self.reason,
-            "offset_s": self.offset_s,
-            "drift_ppm": self.drift_ppm,
-            "polarity": self.polarity,
-            "confidence": self.confidence,
-            "direct_height": self.direct_height,
-            "quality_db": self.quality_db,
-            "residual_ms": 1e3 * float(np.median(np.abs(self.residuals_s))) if len(self.residuals_s) else None,
-            "segments": [vars(segment) for segment in self.segments],
-            "jumps": [{"at_s": at_s, "by_s": by_s} for at_s, by_s in self.jumps],
-            "windows": [
-                {"time_s": float(time), "lag_s": float(lag), "residual_ms": 1e3 * float(residual)}
-                for time, lag, residual in columns
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -250,20 +154,7 @@ def align(
     return AlignmentResult(attempts[chosen], takes, chosen, int(np.ceil(takes[chosen].duration_s * rate)), rate)
 
 
-def align_pair(reference: np.ndarray, recording: np.ndarray, sample_rate: float, force: bool = False) -> Alignment:
-    """Puts one recording on the clock of another, both in memory.
-
-    Args:
-        reference, recording: `(samples)` or `(channels, samples)` at `sample_rate`, of different lengths.
-
-    Raises:
-        ValueError: one of them is silent or shorter than three seconds, or they are not of the same performance.
-    """
-    return align([reference, recording], sample_rate, reference=0, force=force).alignments[1]
-
-
-@dataclass(frozen=True)
-class _Survey:
+class _Survey(NamedTuple):
     """Onset strength and quality of a recording, or why it cannot be used."""
 
     onsets: np.ndarray
@@ -279,48 +170,30 @@ def _as_recording(source: Source, sample_rate: float | None, index: int) -> Reco
 
 def _survey(take: Recording) -> _Survey:
     if take.duration_s < MIN_DURATION_S:
-        return _Survey(np.empty((0, 0)), -np.inf, f"is shorter than {MIN_DURATION_S:.0f} s")
+        return _Survey(np.empty((0, 0)), 0.0, f"is shorter than {MIN_DURATION_S:.0f} s")
     if take.is_silent:
-        return _Survey(np.empty((0, 0)), -np.inf, "is silent")
+        return _Survey(np.empty((0, 0)), 0.0, "is silent")
     energies = log_band_energies(take)
     return _Survey(onset_strength(energies), estimate_quality(energies))
-
-
-def _unusable(take: Recording, survey: _Survey, sample_rate: float) -> Alignment:
-    return Alignment(take.name, 0.0, 0.0, 1, 0.0, False, (), take.sample_rate, sample_rate, reason=survey.fault)
 
 
 def _place(
     takes: Sequence[Recording], surveys: Sequence[_Survey], reference: int, index: int, sample_rate: float, force: bool
 ) -> Alignment:
-    """The alignment of one recording with the reference, judged."""
-    take, survey = takes[index], surveys[index]
-    alignment = _unusable(take, survey, sample_rate)
+    """Aligns one recording with the reference, and judges what is found."""
+    take, survey, name = takes[index], surveys[index], takes[reference].name
+    nothing = Alignment(take.name, take.sample_rate, sample_rate, quality_db=survey.quality_db, reason=survey.fault)
     if survey.fault:
-        return alignment
-    alignment = replace(alignment, quality_db=survey.quality_db)
+        return nothing
     if index == reference:
         identity = replace(IDENTITY, end_s=take.duration_s)
-        return replace(alignment, confidence=1.0, accepted=True, segments=(identity,))
+        return replace(nothing, confidence=1.0, accepted=True, segments=(identity,))
     match = _search(takes[reference], take, surveys[reference].onsets, survey.onsets)
     if match is None:
-        return replace(alignment, reason=f"has no overlap with {takes[reference].name} that could be found")
-    timing = locate(takes[reference], take, match, sample_rate)
-    doubt = _doubt(timing.confidence, timing.direct_height, takes[reference].name)
-    return replace(
-        alignment,
-        offset_s=timing.segments[0].offset_s,
-        drift_ppm=timing.drift_ppm,
-        polarity=timing.polarity,
-        confidence=timing.confidence,
-        accepted=force or not doubt,
-        segments=timing.segments,
-        window_times_s=timing.windows.times_s,
-        window_lags_s=timing.windows.lags_s,
-        residuals_s=timing.residuals_s,
-        direct_height=timing.direct_height,
-        reason=doubt,
-    )
+        return replace(nothing, reason=f"has no overlap with {name} that could be found")
+    found = locate(takes[reference], take, match, sample_rate)
+    doubt = _doubt(found.confidence, found.direct_height, name)
+    return replace(found, quality_db=survey.quality_db, accepted=force or not doubt, reason=doubt)
 
 
 def _agreed(
@@ -337,29 +210,23 @@ def _agreed(
     if len(together) < 2:
         return tuple(agreed)
     together = [reference, *together]
-    chosen = [pairs[index] for index in together]
-    delays, polarities, heights = agree(
-        [takes[index] for index in together],
-        [each.segments for each in chosen],
-        [each.polarity for each in chosen],
-        sample_rate,
-    )
-    figures = zip(delays.tolist(), polarities.tolist(), heights.tolist(), strict=True)
-    for index, each, (delay, polarity, height) in zip(together, chosen, figures, strict=True):
-        if index != reference:
-            # Where all agree, the pair's own windows have been chosen better.
-            height = max(height, each.direct_height) if delay == 0 else height
-            doubt = _doubt(each.confidence, height, takes[reference].name)
-            agreed[index] = replace(
-                each,
-                offset_s=each.offset_s - delay,
-                polarity=polarity,
-                accepted=force or not doubt,
-                segments=tuple(replace(segment, offset_s=segment.offset_s - delay) for segment in each.segments),
-                window_lags_s=each.window_lags_s - delay,
-                direct_height=height,
-                reason=doubt,
-            )
+    clocks, polarities = [pairs[each].segments for each in together], [pairs[each].polarity for each in together]
+    found = agree([takes[each] for each in together], clocks, polarities, sample_rate)
+    for index, delay, polarity, height in [*zip(together, *(each.tolist() for each in found), strict=True)][1:]:
+        each = pairs[index]
+        # Where all agree, the pair's own windows have been chosen better.
+        height = max(height, each.direct_height) if delay == 0 else height
+        doubt = _doubt(each.confidence, height, takes[reference].name)
+        agreed[index] = replace(
+            each,
+            offset_s=each.offset_s - delay,
+            polarity=polarity,
+            accepted=force or not doubt,
+            segments=tuple(replace(segment, offset_s=segment.offset_s - delay) for segment in each.segments),
+            window_lags_s=each.window_lags_s - delay,
+            direct_height=height,
+            reason=doubt,
+        )
     return tuple(agreed)
 
 
@@ -379,25 +246,24 @@ def _doubt(confidence: float, direct_height: float, reference: str) -> str:
 
 
 def _search(reference: Recording, take: Recording, reference_onsets: np.ndarray, onsets: np.ndarray) -> Match | None:
-    """The best of the coarse search's ideas: by onsets, then by chroma.
+    """Picks the best of the coarse search's ideas: by onsets, then by chroma.
 
     Where music repeats, several fit: the right one has most in common.
     """
     found: list[Match] = []
-    best: Match | None = None
-    for describe in (None, beat_chroma):
+    for by_chroma in (False, True):
         near, far = reference_onsets, onsets
-        if describe is not None:
-            near, far = describe(reference, near), describe(take, far)
+        if by_chroma:
+            near, far = beat_chroma(reference, near), beat_chroma(take, far)
         for length, num_paths in zip(segment_lengths(near, far), NUM_PATHS, strict=False):
             _try_paths(reference, take, find_candidates(near, far, length), num_paths, found)
-        best = max(found, key=lambda match: match.confidence, default=None)
-        if best is not None and best.confidence >= SURE_CONFIDENCE:
-            rivals = [match for match in found if match.confidence >= best.confidence - CONFIDENCE_MARGIN]
-            if len(rivals) > 1:
-                best = max(rivals, key=lambda match: common_information(reference, take, match.segments))
-            break
-    return best
+        best = max((match.confidence for match in found), default=0.0)
+        if best >= SURE_CONFIDENCE:
+            found = [match for match in found if match.confidence >= best - CONFIDENCE_MARGIN]
+            if len(found) == 1:
+                return found[0]
+            return max(found, key=lambda match: common_information(reference, take, match.segments))
+    return max(found, key=lambda match: match.confidence, default=None)
 
 
 def _try_paths(

@@ -55,15 +55,14 @@ class Recording:
             if sample_rate <= 0:
                 raise ValueError(f"{self.name}: an array needs its sample_rate in Hz, got {sample_rate}")
             self.sample_rate = float(sample_rate)
-            if isinstance(source, np.ndarray):
+            if not isinstance(source, np.ndarray):
+                self.num_channels, self.num_samples, self._read = source.num_channels, source.num_samples, source.read
+            else:
                 array = np.atleast_2d(source)
                 if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
                     raise ValueError(f"{self.name}: expected floats of shape (samples) or (channels, samples)")
                 self.num_channels, self.num_samples = array.shape
                 self._read = lambda start, stop: array[:, start:stop]
-            else:
-                self.num_channels, self.num_samples = source.num_channels, source.num_samples
-                self._read = source.read
         if self.num_samples == 0:
             raise ValueError(f"{self.name}: is empty")
         if self.num_channels > 2:
@@ -89,16 +88,12 @@ class Recording:
         """One channel `(stop - start)` to compare with: the sum of both, or their difference where they oppose."""
         return self._mix_weights @ self.read(start, stop)
 
-    def blocks(self, seconds: float) -> Iterator[tuple[int, int]]:
-        """Bounds of consecutive pieces of about `seconds`."""
-        size = max(int(seconds * self.sample_rate), 1)
-        for start in range(0, self.num_samples, size):
-            yield start, min(start + size, self.num_samples)
-
     @cached_property
     def is_silent(self) -> bool:
         """Whether no sample rises above -90 dBFS."""
-        return all(np.abs(self.read(*block)).max() < SILENCE_PEAK for block in (*self._probes, *self.blocks(30.0)))
+        size = int(30 * self.sample_rate)
+        blocks = [(start, min(start + size, self.num_samples)) for start in range(0, self.num_samples, size)]
+        return all(np.abs(self.read(*block)).max() < SILENCE_PEAK for block in (*self._probes, *blocks))
 
     @property
     def _probes(self) -> list[tuple[int, int]]:
@@ -200,13 +195,11 @@ def fractional_delay_filter(fraction: float) -> np.ndarray:
 def read_on_reference_clock(
     recording: Recording, segment: Segment, start: int, stop: int, sample_rate: float, mono: bool = False
 ) -> np.ndarray:
-    """The recording's samples at the instants `start .. stop - 1` of a clock of `sample_rate` Hz.
+    """Reads the recording at the instants `start .. stop - 1` of a clock of `sample_rate` Hz.
 
-    The instant of the first sample is reached by a fractional shift, the following ones by a sinc resampler (soxr)
-    run at the exact ratio of the two clocks. The segment's bounds are not looked at.
-
-    Returns:
-        float32 `(channels, stop - start)`, or `(stop - start)` for `mono`; zeros outside the recording.
+    The first instant is reached by a fractional shift, the following ones by a sinc resampler (soxr) run at the exact
+    ratio of the two clocks. Float32 `(channels, stop - start)`, or `(stop - start)` for `mono`; zeros outside the
+    recording, whatever the segment's bounds.
     """
     ratio = recording.sample_rate * segment.rate / sample_rate
     if ratio == 1.0 and segment.offset_s == 0.0:
@@ -225,13 +218,20 @@ def read_on_reference_clock(
     return piece[0] if mono else piece
 
 
+def read_pair(
+    reference: Recording, recording: Recording, segment: Segment, start: int, length: int, sample_rate: float
+) -> list[np.ndarray]:
+    """Reads one channel of both from sample `start` of the reference's clock on, `(length)` each."""
+    takes = (reference, IDENTITY), (recording, segment)
+    return [read_on_reference_clock(*take, start, start + length, sample_rate, mono=True) for take in takes]
+
+
 def blocks_on_reference_clock(
     recording: Recording, segments: tuple[Segment, ...], num_samples: int, sample_rate: float, block_s: float = 30.0
 ) -> Iterator[np.ndarray]:
-    """The whole recording on the reference's clock, in pieces; zeros where it recorded nothing.
+    """Yields the whole recording on the reference's clock, `num_samples`, in pieces; zeros where it recorded nothing.
 
-    Yields:
-        float32 `(channels, samples)`, `num_samples` in total.
+    A piece is float32 `(channels, samples)`.
     """
     size = int(block_s * sample_rate)
     for start in range(0, num_samples, size):

@@ -1,20 +1,19 @@
 """The coarse search: which stretch of the reference sounds like which stretch of a recording, to about 10 ms.
 
-A whole-file correlation is blurred by drift after tens of seconds, so the recording is cut into segments, every
-segment is correlated with the whole reference, and the path of offsets that most segments agree on is taken. A path
-may jump (the recorder was paused), at a price.
-
-What is compared are features `(rows, frames)` at `FRAME_RATE`, standardised in time, so that one matcher serves both:
-onset strength in bands, and beat-synchronous chroma where onsets are weak.
+Drift blurs a correlation after tens of seconds, so every segment of the recording is correlated with the whole
+reference, and the path of offsets that most of them agree on is taken; a jump (the recorder was paused) has a price.
+Compared are features `(rows, frames)` at `FRAME_RATE`: onset strength in bands, or chroma by beats where that is weak.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
+from scipy.stats import theilslopes
 
 from .clock import Recording
 
@@ -38,14 +37,11 @@ FLOOR_DB = 40.0
 
 
 def frame_energies(recording: Recording, matrix: np.ndarray, window: np.ndarray, frame_rate: float) -> np.ndarray:
-    """Energy in groups of bins, computed in blocks.
+    """Computes the energy in groups of bins, float32 `(rows, frames)`; frame t is centred at `t / frame_rate` seconds.
 
     Args:
         matrix: `(rows, bins)` weights of the power spectrum's bins.
         window: analysis window in samples; its length is the transform's.
-
-    Returns:
-        float32 `(rows, frames)`; frame t is centred at `t / frame_rate` seconds.
     """
     num_frames = int(recording.duration_s * frame_rate)
     energies = np.empty((len(matrix), max(num_frames, 1)), dtype=np.float32)
@@ -62,13 +58,18 @@ def frame_energies(recording: Recording, matrix: np.ndarray, window: np.ndarray,
     return energies
 
 
+def _window(recording: Recording, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """The frequencies of a transform of about that length, and its window."""
+    size = 2 ** int(np.round(np.log2(seconds * recording.sample_rate)))
+    return np.fft.rfftfreq(size, 1 / recording.sample_rate), np.hanning(size).astype(np.float32)
+
+
 def log_band_energies(recording: Recording) -> np.ndarray:
     """Energy in dB in narrow bands, float32 `(41, frames)`; bands above the recording's Nyquist are flat."""
-    size = 2 ** int(np.round(np.log2(BAND_WINDOW_S * recording.sample_rate)))
-    frequencies = np.fft.rfftfreq(size, 1 / recording.sample_rate)
+    frequencies, window = _window(recording, BAND_WINDOW_S)
     band = np.searchsorted(BAND_EDGES_HZ, frequencies, side="right") - 1
     matrix = (band == np.arange(len(BAND_EDGES_HZ) - 1)[:, None]).astype(np.float32)
-    energies = frame_energies(recording, matrix, np.hanning(size).astype(np.float32), FRAME_RATE)
+    energies = frame_energies(recording, matrix, window, FRAME_RATE)
     np.log10(np.maximum(energies, 1e-20, out=energies), out=energies)
     energies *= 10
     # A high quantile in place of the maximum: one bump of the microphone must not set the floor.
@@ -95,13 +96,10 @@ def estimate_quality(log_energies: np.ndarray) -> float:
 
 
 def onset_strength(log_energies: np.ndarray) -> np.ndarray:
-    """Onset strength by band: how far the level stands out of its surroundings, standardised over ten seconds.
+    """Measures onset strength by band, float32 `(36, frames)`: how far the level stands out of its surroundings.
 
     Args:
         log_energies: `(bands, frames)` in dB, from `log_band_energies`.
-
-    Returns:
-        float32 `(36, frames)`.
     """
     onsets = np.empty((NUM_MATCHED, log_energies.shape[1]), dtype=np.float32)
     for strength, level in zip(onsets, log_energies, strict=False):  # band by band: a file of hours has long ones
@@ -149,17 +147,13 @@ def beat_frames(onsets: np.ndarray) -> np.ndarray:
 def beat_chroma(recording: Recording, onsets: np.ndarray) -> np.ndarray:
     """Beat-synchronous chroma on the frame grid: every frame holds the mean pitch-class profile of its beat.
 
-    Kept on the clock's grid, and not one column a beat, so that a beat missed in one take does not shift the rest.
-
-    Returns:
-        float32 `(12, frames)`.
+    Float32 `(12, frames)`: not one column a beat, so that a beat missed in one take does not shift the rest.
     """
-    size = 2 ** int(np.round(np.log2(CHROMA_WINDOW_S * recording.sample_rate)))
-    frequencies = np.fft.rfftfreq(size, 1 / recording.sample_rate)
+    frequencies, window = _window(recording, CHROMA_WINDOW_S)
     inside = (frequencies >= CHROMA_RANGE_HZ[0]) & (frequencies <= CHROMA_RANGE_HZ[1])
     pitch = 12 * np.log2(np.where(inside, frequencies, 440.0) / 440.0)
     matrix = (np.round(pitch).astype(int) % 12 == np.arange(12)[:, None]) & inside
-    energies = frame_energies(recording, matrix.astype(np.float32), np.hanning(size).astype(np.float32), CHROMA_RATE)
+    energies = frame_energies(recording, matrix.astype(np.float32), window, CHROMA_RATE)
     chroma = np.sqrt(np.sqrt(energies))
     chroma /= np.maximum(chroma.sum(axis=0, keepdims=True), 1e-12)
 
@@ -205,8 +199,7 @@ JUMP_PENALTY = 15.0
 FFT_FRAMES = 2**16
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Peaks of the segments' correlations, one entry each: segment centre and lag in seconds, and score.
 
     A lag is reference time minus recording time of the same event.
@@ -217,8 +210,7 @@ class Candidates:
     scores: np.ndarray
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Consecutive segments whose lags lie on one line: `lag = offset_s + slope * recording time`."""
 
     start_s: float
@@ -226,42 +218,6 @@ class Run:
     offset_s: float
     slope: float
     score: float
-
-
-class SegmentMatcher:
-    """Correlates segments with a reference's features by overlap-save, its spectra computed once.
-
-    Args:
-        features: `(rows, frames)` of the reference at `FRAME_RATE`.
-        segment_frames: longest segment that will be asked for.
-    """
-
-    def __init__(self, features: np.ndarray, segment_frames: int):
-        self.segment_frames = segment_frames
-        self.num_frames = features.shape[1]
-        total = self.num_frames + 2 * segment_frames
-        self.fft_frames = int(min(FFT_FRAMES, scipy.fft.next_fast_len(total, real=True)))
-        if self.fft_frames < 2 * segment_frames:
-            raise ValueError(f"segments of {segment_frames} frames are too long for blocks of {self.fft_frames}")
-        self.step = self.fft_frames - segment_frames
-        padded = np.pad(features, ((0, 0), (segment_frames, segment_frames + self.step)))
-        starts = range(0, self.num_frames + segment_frames, self.step)
-        self.spectra = [
-            scipy.fft.rfft(padded[:, start : start + self.fft_frames], self.fft_frames, axis=1) for start in starts
-        ]
-
-    def correlate(self, segment: np.ndarray) -> np.ndarray:
-        """Correlation, float32; index i is the lag (reference frame minus segment frame) `i - segment_frames`.
-
-        Where a segment overlaps the reference in part, what chance makes of it is less: its deviation is made equal.
-        """
-        spectrum = scipy.fft.rfft(segment, self.fft_frames, axis=1).conj()
-        pieces = [scipy.fft.irfft((block * spectrum).sum(axis=0), self.fft_frames) for block in self.spectra]
-        correlation = np.concatenate([piece[: self.step] for piece in pieces])[: self.num_frames + self.segment_frames]
-        length = segment.shape[1]
-        lags = np.arange(len(correlation)) - self.segment_frames
-        overlap = np.minimum(lags + length, self.num_frames) - np.maximum(lags, 0)
-        return correlation / np.sqrt(np.clip(overlap / length, min(MIN_OVERLAP_S * FRAME_RATE / length, 1.0), None))
 
 
 def segment_lengths(reference: np.ndarray, features: np.ndarray) -> list[int]:
@@ -280,18 +236,22 @@ def segment_lengths(reference: np.ndarray, features: np.ndarray) -> list[int]:
 
 
 def find_candidates(reference: np.ndarray, features: np.ndarray, length: int) -> Candidates:
-    """Peaks of the correlation of a recording's segments with the whole reference.
+    """Finds the peaks of the correlation of a recording's segments with the whole reference.
+
+    Where a segment overlaps the reference in part, what chance makes of it is less: its deviation is made equal.
 
     Args:
         reference, features: `(rows, frames)` at `FRAME_RATE`, standardised in time.
         length: frames of a segment.
     """
-    num_frames = features.shape[1]
-    matcher = SegmentMatcher(reference, length)
+    correlate = _correlator(reference, length)
+    lags = np.arange(reference.shape[1] + length) - length  # reference frame minus segment frame
+    overlap = np.minimum(lags + length, reference.shape[1]) - np.maximum(lags, 0)
+    chance = np.sqrt(np.clip(overlap / length, min(MIN_OVERLAP_S * FRAME_RATE / length, 1.0), None))
     found: list[tuple[float, float, float]] = []
-    last = num_frames - length
+    last = features.shape[1] - length
     for start in np.linspace(0, last, int(np.ceil(2 * last / length)) + 1).astype(int):
-        correlation = matcher.correlate(features[:, start : start + length])
+        correlation = correlate(features[:, start : start + length]) / chance
         deviation = float(correlation.std())
         if deviation <= 0:
             continue
@@ -305,13 +265,31 @@ def find_candidates(reference: np.ndarray, features: np.ndarray, length: int) ->
             found.append((centre_s, (position - length - start) / FRAME_RATE, float(scores[peak])))
             reach = int(PEAK_DISTANCE_S * FRAME_RATE)
             scores[max(peak - reach, 0) : peak + reach + 1] = -np.inf
-    table = np.array(found).reshape(-1, 3)
-    return Candidates(table[:, 0], table[:, 1], table[:, 2])
+    return Candidates(*np.array(found).reshape(-1, 3).T)
+
+
+def _correlator(features: np.ndarray, length: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Correlates segments `(rows, length)` with features by overlap-save, whose spectra are computed once.
+
+    Index i of a correlation is the lag `i - length`.
+    """
+    total = features.shape[1] + length
+    size = int(min(FFT_FRAMES, scipy.fft.next_fast_len(total + length, real=True)))
+    step = size - length
+    padded = np.pad(features, ((0, 0), (length, length + step)))
+    spectra = [scipy.fft.rfft(padded[:, at : at + size], size, axis=1) for at in range(0, total, step)]
+
+    def correlate(segment: np.ndarray) -> np.ndarray:
+        spectrum = scipy.fft.rfft(segment, size, axis=1).conj()
+        pieces = [scipy.fft.irfft((block * spectrum).sum(axis=0), size) for block in spectra]
+        return np.concatenate([piece[:step] for piece in pieces])[:total]
+
+    return correlate
 
 
 def best_path(candidates: Candidates) -> list[Run]:
     """The sequence of candidates, at most one a segment, with the greatest sum of scores less the price of jumps."""
-    times, lags, scores = candidates.times_s, candidates.lags_s, candidates.scores
+    times, lags, scores = candidates
     total, previous = scores.copy(), np.full(len(scores), -1)
     for node in range(len(scores)):
         earlier = np.flatnonzero(times[:node] < times[node])
@@ -325,7 +303,7 @@ def best_path(candidates: Candidates) -> list[Run]:
         if gains[best] > 0:
             total[node] += gains[best]
             previous[node] = earlier[best]
-    if len(scores) == 0:
+    if not len(scores):
         return []
     nodes = [int(np.argmax(total))]
     while previous[nodes[-1]] >= 0:
@@ -344,24 +322,17 @@ def without_path(candidates: Candidates, runs: list[Run]) -> Candidates:
         inside = (candidates.times_s >= run.start_s) & (candidates.times_s <= run.end_s)
         near = np.abs(candidates.lags_s - run.offset_s - run.slope * candidates.times_s) < PEAK_DISTANCE_S
         keep &= ~(inside & near)
-    return Candidates(candidates.times_s[keep], candidates.lags_s[keep], candidates.scores[keep])
+    return Candidates(*(column[keep] for column in candidates))
 
 
 def fit_run(candidates: Candidates, nodes: np.ndarray) -> Run:
     """A line through a run's lags; too short a run, or an impossible slope, gets slope 0."""
     times, lags = candidates.times_s[nodes], candidates.lags_s[nodes]
-    slope = theil_sen_slope(times, lags) if np.ptp(times) > 120.0 else 0.0
+    slope = float(theilslopes(lags, times)[0]) if np.ptp(times) > 120.0 else 0.0
     if abs(slope) > MAX_DRIFT:
         slope = 0.0
     offset = float(np.median(lags - slope * times))
     return Run(float(times[0]), float(times[-1]), offset, slope, float(candidates.scores[nodes].sum()))
-
-
-def theil_sen_slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Median of the slopes between all pairs: indifferent to a quarter of outliers."""
-    first, second = np.triu_indices(len(x), 1)
-    apart = np.abs(x[second] - x[first]) > 1e-9
-    return float(np.median((y[second] - y[first])[apart] / (x[second] - x[first])[apart])) if apart.any() else 0.0
 
 
 def parabolic_peak(values: np.ndarray, peak: int) -> float:

@@ -13,29 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm.auto import tqdm
 
-from ..files import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, atomic_path, check_writable
+from ..files import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, atomic_path, check_writable, write_blocks
 from . import Alignment, AlignmentResult, align
 from .clock import Recording
 
-# A WAV file's header counts bytes in 32 bits; beyond, RF64 is the same with 64.
-WAV_LIMIT_BYTES = 2**32 - 2**16
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     add = parser.add_argument
-    add(
-        "--inputs", nargs="+", required=True, type=Path, metavar="PATH", help="two or more recordings of a performance"
-    )
-    add(
-        "--save-dir",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder for the aligned recordings: WAV, 32-bit float, as long as the reference",
-    )
+    folder = "folder for the aligned recordings: WAV, 32-bit float, as long as the reference"
+    add("--inputs", nargs="+", required=True, type=Path, metavar="PATH", help="two or more recordings")
+    add("--save-dir", required=True, type=Path, metavar="DIR", help=folder)
     add("--report", type=Path, metavar="JSON", help="write offsets, drifts, polarities, confidences and residuals")
     add("--plot", type=Path, metavar="PNG", help="draw lag against time, with the lines that were fitted")
     add("--reference", type=int, metavar="N", help="which input sets the clock, from 1 (default: the best one)")
@@ -58,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     reference = None if args.reference is None else args.reference - 1
     result = align(recordings, args.sample_rate, reference, args.force, progress=True)
     for index in result.accepted:
-        write_aligned(outputs[index], result, index)
+        form = result.recordings[index].num_channels, result.num_samples, round(result.sample_rate), "FLOAT"
+        blocks = tqdm(result.blocks(index), desc=outputs[index].name, unit="block", leave=False)
+        write_blocks(outputs[index], blocks, *form)
     if args.report is not None:
         with atomic_path(args.report) as temporary:
             temporary.write_text(json.dumps(result.report(), indent=1) + "\n", encoding="utf-8")
@@ -101,20 +93,6 @@ def plan_outputs(recordings: Sequence[Recording], folder: Path) -> list[Path]:
             raise ValueError(f"{output} is an input: choose another --save-dir")
         outputs.append(output)
     return outputs
-
-
-def write_aligned(path: Path, result: AlignmentResult, index: int) -> None:
-    """A recording on the reference's clock, written block by block."""
-    channels, rate = result.recordings[index].num_channels, round(result.sample_rate)
-    container = "WAV" if 4 * channels * result.num_samples < WAV_LIMIT_BYTES else "RF64"
-    with (
-        atomic_path(path) as temporary,
-        soundfile.SoundFile(temporary, "w", rate, channels, "FLOAT", format=container) as file,
-        tqdm(total=result.num_samples, desc=path.name, unit="sample", unit_scale=True, leave=False) as bar,
-    ):
-        for block in result.blocks(index):
-            file.write(block.T)
-            bar.update(block.shape[1])
 
 
 def describe(alignment: Alignment, is_reference: bool) -> str:

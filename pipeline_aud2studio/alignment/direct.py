@@ -16,15 +16,15 @@ of both direct sounds, if it is the reference's, the later one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 import scipy.fft
 from scipy.signal.windows import tukey
 
-from .clock import IDENTITY, Recording, Segment, read_on_reference_clock
+from .clock import Recording, Segment, read_pair
 from .coarse import parabolic_peak
 
 BAND_HZ = (200.0, 15000.0)
@@ -39,11 +39,10 @@ LEVELLING_OCTAVES = 0.2
 NEIGHBOURS, OVERSAMPLING = 32, 8
 
 
-@dataclass(frozen=True)
 class DirectPattern:
     """The correlation of a recording with a reference, out of which the direct sound stands.
 
-    Attributes:
+    Args:
         values: correlation `(2 * context + 1)` at lags of whole samples around 0, in units of its root mean square.
             The context is the reach and `NEIGHBOURS` samples more on either side.
         ripples: `(samples)`, by the delay of an echo in samples: how much more of it the recording's power spectrum
@@ -51,17 +50,39 @@ class DirectPattern:
         sample_rate: in Hz.
     """
 
-    values: np.ndarray
-    ripples: np.ndarray
-    sample_rate: float
+    def __init__(self, values: np.ndarray, ripples: np.ndarray, sample_rate: float) -> None:
+        self.values, self.ripples, self.sample_rate = values, ripples, sample_rate
 
     def echo(self, peak_s: float, rival_s: float) -> float:
-        """How clearly the peak at a lag is that of an echo, if the one at the rival's lag is the direct sound's."""
+        """Tells how clearly the peak at a lag is an echo's, if the one at the rival's lag is the direct sound's."""
         delay = round(abs(peak_s - rival_s) * self.sample_rate)
         if not ECHO_RANGE_S[0] * self.sample_rate <= delay < len(self.ripples) - 1:
             return 0.0
         near = self.ripples[delay - 1 : delay + 2]
         return float(np.sign(peak_s - rival_s) * near[np.argmax(np.abs(near))])
+
+    @cached_property
+    def _between(self) -> np.ndarray:
+        """`OVERSAMPLING` values a sample, without the outer `NEIGHBOURS`; lag 0 stays in the middle."""
+        around = np.lib.stride_tricks.sliding_window_view(self.values, 2 * NEIGHBOURS + 1)
+        return (around @ _interpolation(np.arange(OVERSAMPLING) / OVERSAMPLING).T).reshape(-1)[: 1 - OVERSAMPLING]
+
+    @cached_property
+    def peaks(self) -> list[tuple[float, float]]:
+        """Lags in seconds and signed heights of the highest peaks."""
+        values, rate = self._between, OVERSAMPLING * self.sample_rate
+        heights = np.abs(values)
+        tops = local_maxima(heights)
+        tops = tops[np.argsort(-heights[tops])[:PEAKS]]
+        lags = [(top + parabolic_peak(heights, int(top)) - len(values) // 2) / rate for top in tops]
+        return list(zip(lags, values[tops].tolist(), strict=True))
+
+    def height(self, lag_s: float) -> float:
+        """The largest value near a lag, with its sign; 0 beyond the reach."""
+        values, rate = self._between, OVERSAMPLING * self.sample_rate
+        position, reach = round(lag_s * rate) + len(values) // 2, round(TOLERANCE_S * rate)
+        near = values[max(position - reach, 0) : max(position + reach + 1, 0)]
+        return float(near[np.argmax(np.abs(near))]) if len(near) else 0.0
 
 
 def direct_delay(
@@ -72,7 +93,7 @@ def direct_delay(
     window_s: float,
     reach_s: float,
 ) -> tuple[float, float]:
-    """Delay of the direct sound against the segments' lines, in seconds, and its signed height.
+    """Finds the delay of the direct sound against the segments' lines, in seconds, and its signed height.
 
     Args:
         windows: segment and centre on the recording's clock of every window to be summed.
@@ -100,10 +121,7 @@ def direct_pattern(
     powers = np.zeros((2, size // 2 + 1))
     for segment, time_s in windows:
         start = int(round(float(segment.to_reference(time_s)) * sample_rate)) - length // 2
-        pair = [
-            read_on_reference_clock(take, clock, start, start + length, sample_rate, mono=True)
-            for take, clock in ((reference, IDENTITY), (recording, segment))
-        ]
+        pair = read_pair(reference, recording, segment, start, length, sample_rate)
         levels = [float(np.sqrt(np.mean(np.square(samples)))) for samples in pair]
         if min(levels) <= 0:
             continue
@@ -185,13 +203,6 @@ def _interpolation(offsets: np.ndarray) -> np.ndarray:
     return np.sinc(distance) * np.cos(np.pi / 2 * np.clip(distance / (NEIGHBOURS + 1), -1, 1)) ** 2
 
 
-def oversampled(near: np.ndarray) -> np.ndarray:
-    """`OVERSAMPLING` values a sample of a correlation without its outer `NEIGHBOURS`; lag 0 stays in the middle."""
-    fractions = np.arange(OVERSAMPLING) / OVERSAMPLING
-    around = np.lib.stride_tricks.sliding_window_view(near, 2 * NEIGHBOURS + 1)
-    return (around @ _interpolation(fractions).T).reshape(-1)[: 1 - OVERSAMPLING]
-
-
 # --- Agreed on by more than two recordings ---------------------------------------------------------------------------
 #
 # Between two recordings the highest peak may be an echo against the direct sound, if a microphone hears a reflection
@@ -209,6 +220,7 @@ AS_WELL = 0.9  # share of the best sum of heights
 ROUNDS = 10
 
 Clock = Sequence[Segment]  # a recording's segments in order
+Patterns = dict[tuple[int, int], DirectPattern]  # of pairs, by the numbers of both
 
 
 def agree(
@@ -229,54 +241,18 @@ def agree(
         best chain of pairs that leads to it from the reference.
     """
     count = len(recordings)
-    patterns: dict[tuple[int, int], _Pattern] = {}
+    patterns: Patterns = {}
     for first, second in combinations(range(count), 2):
         shared_s, windows = _shared_windows(recordings, clocks, first, second)
         if windows:
             window_s = float(np.clip(shared_s / 2, 1.0, WINDOW_S))
             pair = recordings[first], recordings[second]
-            patterns[first, second] = _Pattern(direct_pattern(*pair, windows, sample_rate, window_s, REACH_S))
-
+            patterns[first, second] = direct_pattern(*pair, windows, sample_rate, window_s, REACH_S)
     delays, signs = np.zeros(count), np.array(polarities, dtype=float)
-
-    def score(mine: int, delay: float, sign: float) -> float:
-        return sum(
-            sign * signs[other] * pattern.height(direction * (delay - delays[other]))
-            for direction, other, pattern in _pairs_of(patterns, mine)
-        )
-
-    def echo(mine: int, delay: float, rival: float) -> float:
-        """How clearly all pairs together show that what arrives later than the rival is its echo."""
-        pairs = list(_pairs_of(patterns, mine))
-        shown = [
-            pattern.echo(*(direction * (each - delays[other]) for each in (delay, rival)))
-            for direction, other, pattern in pairs
-        ]
-        return float(np.sum(shown)) / max(np.sqrt(len(pairs)), 1.0)
-
     for _ in range(ROUNDS):
         before = delays.copy(), signs.copy()
         for mine in range(count):
-            # Delay, polarity, and the height of the peak that speaks for it; what is given stays where it is as good.
-            candidates = [(float(delays[mine]), float(signs[mine]), np.inf)]
-            for direction, other, pattern in _pairs_of(patterns, mine):
-                candidates += [
-                    (delays[other] + direction * lag, signs[other] * np.sign(height), abs(height))
-                    for lag, height in pattern.peaks
-                ]
-            scores = [score(mine, delay, sign) for delay, sign, _ in candidates]
-            best = int(np.argmax(scores))
-            good = [
-                each
-                for each, value in zip(candidates, scores, strict=True)
-                if value >= AS_WELL * scores[best]
-                or value >= RIVAL_SHARE * scores[best]
-                and each[0] < candidates[best][0]
-                and echo(mine, candidates[best][0], each[0]) >= MIN_RIPPLE
-            ]
-            earliest = min(delay for delay, _, _ in good)
-            same = [each for each in good if each[0] - earliest <= 2 * TOLERANCE_S]
-            delays[mine], signs[mine], _ = max(same, key=lambda each: each[2])
+            delays[mine], signs[mine] = _chosen(patterns, mine, delays, signs)
         if np.array_equal(before[0], delays) and np.array_equal(before[1], signs):
             break
     signs *= signs[0]
@@ -289,36 +265,49 @@ def agree(
     return delays, signs.astype(int), _widest_paths(widths)
 
 
-class _Pattern:
-    """The correlation of a pair, to be read between its samples.
+def _chosen(patterns: Patterns, mine: int, delays: np.ndarray, signs: np.ndarray) -> tuple[float, float]:
+    """Delay and polarity of one recording that fit those of the others best."""
+    # The other recording of every pair; 1 and -1 for whether it comes first or second there.
+    pairs = [
+        (1, first, pattern) if mine == second else (-1, second, pattern)
+        for (first, second), pattern in patterns.items()
+        if mine in (first, second)
+    ]
 
-    Attributes:
-        peaks: Lag in seconds and signed height of the highest ones.
-    """
+    def score(delay: float, sign: float) -> float:
+        return sum(
+            sign * signs[other] * pattern.height(direction * (delay - delays[other]))
+            for direction, other, pattern in pairs
+        )
 
-    def __init__(self, pattern: DirectPattern) -> None:
-        self.echo = pattern.echo
-        self._values = oversampled(pattern.values)
-        self._rate = OVERSAMPLING * pattern.sample_rate
-        self._middle = len(self._values) // 2
-        heights = np.abs(self._values)
-        tops = local_maxima(heights)
-        tops = tops[np.argsort(-heights[tops])[:PEAKS]]
-        lags = [(top + parabolic_peak(heights, int(top)) - self._middle) / self._rate for top in tops]
-        self.peaks = list(zip(lags, self._values[tops].tolist(), strict=True))
+    def echo(delay: float, rival: float) -> float:
+        """How clearly all pairs together show that what arrives later than the rival is its echo."""
+        shown = [
+            pattern.echo(*(direction * (each - delays[other]) for each in (delay, rival)))
+            for direction, other, pattern in pairs
+        ]
+        return float(np.sum(shown)) / max(np.sqrt(len(pairs)), 1.0)
 
-    def height(self, lag_s: float) -> float:
-        """The largest value near a lag, with its sign; 0 beyond the reach."""
-        position, reach = round(lag_s * self._rate) + self._middle, round(TOLERANCE_S * self._rate)
-        near = self._values[max(position - reach, 0) : max(position + reach + 1, 0)]
-        return float(near[np.argmax(np.abs(near))]) if len(near) else 0.0
-
-
-def _pairs_of(patterns: dict[tuple[int, int], _Pattern], mine: int) -> Iterator[tuple[int, int, _Pattern]]:
-    """The other recording of every pair that one is in; 1 and -1 for whether it comes second or first there."""
-    for (first, second), pattern in patterns.items():
-        if mine in (first, second):
-            yield (1, first, pattern) if mine == second else (-1, second, pattern)
+    # Delay, polarity, and the height of the peak that speaks for it; what is given stays where it is as good.
+    candidates = [(float(delays[mine]), float(signs[mine]), np.inf)]
+    for direction, other, pattern in pairs:
+        candidates += [
+            (delays[other] + direction * lag, signs[other] * np.sign(height), abs(height))
+            for lag, height in pattern.peaks
+        ]
+    scores = [score(delay, sign) for delay, sign, _ in candidates]
+    best = int(np.argmax(scores))
+    good = [
+        each
+        for each, value in zip(candidates, scores, strict=True)
+        if value >= AS_WELL * scores[best]
+        or value >= RIVAL_SHARE * scores[best]
+        and each[0] < candidates[best][0]
+        and echo(candidates[best][0], each[0]) >= MIN_RIPPLE
+    ]
+    earliest = min(delay for delay, _, _ in good)
+    same = [each for each in good if each[0] - earliest <= 2 * TOLERANCE_S]
+    return max(same, key=lambda each: each[2])[:2]
 
 
 def _shared_windows(

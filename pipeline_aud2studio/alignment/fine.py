@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.fft
 from scipy.signal.windows import tukey
 
-from .clock import IDENTITY, Recording, Segment, read_on_reference_clock
+from .clock import Recording, Segment, read_pair
 from .coarse import parabolic_peak
 
 # Correlations are made at this rate: above, crowd and codecs leave little that two recordings share.
@@ -67,40 +68,23 @@ class Correlations:
 
     Attributes:
         times_s: centres of the windows on the recording's clock.
-        spectra: `(windows, bins)`, the correlations' spectra, cut to `reach_s` on either side of lag 0.
+        spectra: `(windows, bins)`, the correlations' spectra, cut on either side of lag 0.
         size: length of the transform; lag k is sample k, negative lags wrap around.
-        reach_s: half their width.
     """
 
     times_s: np.ndarray
     spectra: np.ndarray
     size: int
-    reach_s: float
 
     @property
     def frequencies(self) -> np.ndarray:
         return scipy.fft.rfftfreq(self.size, 1 / RATE)
 
-    def advanced(self, delays_s: np.ndarray) -> Correlations:
-        """The same windows with peaks `delays_s` (one each) earlier."""
-        turns = np.exp(2j * np.pi * self.frequencies * np.asarray(delays_s)[:, None])
-        return Correlations(self.times_s, (self.spectra * turns).astype(np.complex64), self.size, self.reach_s)
 
-
-def top_hz(reference: Recording, recording: Recording) -> float:
-    """Up to where both recordings have something."""
-    return 0.45 * min(reference.sample_rate, recording.sample_rate, RATE)
-
-
-def read_pair(
-    reference: Recording, recording: Recording, segment: Segment, start: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both recordings from sample `start` on of the reference's clock at `RATE`, `(length)` each."""
-    near, far = (
-        read_on_reference_clock(take, clock, start, start + length, RATE, mono=True)
-        for take, clock in ((reference, IDENTITY), (recording, segment))
-    )
-    return near, far
+def shared_band(reference: Recording, recording: Recording, size: int) -> np.ndarray:
+    """Bins of a spectrum of `size` samples in which both recordings have something."""
+    frequencies = scipy.fft.rfftfreq(size, 1 / RATE)
+    return (frequencies >= LOWEST_HZ) & (frequencies <= 0.45 * min(reference.sample_rate, recording.sample_rate, RATE))
 
 
 def correlate_windows(
@@ -113,15 +97,12 @@ def correlate_windows(
     length, reach = int(window_s * RATE), int(reach_s * RATE)
     size, out_size = (2 * scipy.fft.next_fast_len(samples, real=True) for samples in (length, 2 * reach))
     taper = tukey(length, 0.2).astype(np.float32)
-    frequencies = scipy.fft.rfftfreq(size, 1 / RATE)
-    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz(reference, recording))
+    band = shared_band(reference, recording, size)
     times, spectra = [], []
     for time_s in times_s:
         start = int(round(float(segment.to_reference(time_s)) * RATE)) - length // 2
-        near, far = (
-            scipy.fft.rfft(samples * taper, size)
-            for samples in read_pair(reference, recording, segment, start, length)
-        )
+        pair = read_pair(reference, recording, segment, start, length, RATE)
+        near, far = (scipy.fft.rfft(samples * taper, size) for samples in pair)
         cross = far * near.conj()
         magnitude = np.abs(cross)
         floor = 1e-12 * float(magnitude.max())
@@ -132,7 +113,7 @@ def correlate_windows(
         times.append(float(segment.to_recording((start + length / 2) / RATE)))
         spectra.append(scipy.fft.rfft(cut / np.linalg.norm(cut)).astype(np.complex64))
     table = np.array(spectra).reshape(len(times), out_size // 2 + 1)
-    return Correlations(np.array(times), table, out_size, reach_s)
+    return Correlations(np.array(times), table, out_size)
 
 
 def common_information(reference: Recording, recording: Recording, segments: Sequence[Segment]) -> float:
@@ -142,8 +123,7 @@ def common_information(reference: Recording, recording: Recording, segments: Seq
     """
     length = int(INFORMATION_WINDOW_S * RATE)
     taper = np.hanning(length)
-    frequencies = scipy.fft.rfftfreq(length, 1 / RATE)
-    band = (frequencies >= LOWEST_HZ) & (frequencies <= top_hz(reference, recording))
+    band = shared_band(reference, recording, length)
     cross, powers, count, shared_s = np.zeros(band.sum(), dtype=np.complex128), np.zeros((2, band.sum())), 0, 0.0
     for segment in segments:
         start_s = max(0.0, float(segment.to_reference(segment.start_s)))
@@ -151,7 +131,7 @@ def common_information(reference: Recording, recording: Recording, segments: Seq
         shared_s += max(0.0, stop_s - start_s)
         starts = np.arange(int(start_s * RATE), int(stop_s * RATE) - length + 1, length)
         for start in starts[:: max(1, len(starts) // INFORMATION_WINDOWS)].tolist():
-            near, far = read_pair(reference, recording, segment, start, length)
+            near, far = read_pair(reference, recording, segment, start, length, RATE)
             levels = float(np.linalg.norm(near)), float(np.linalg.norm(far))
             if min(levels) <= 0:
                 continue
@@ -166,7 +146,7 @@ def common_information(reference: Recording, recording: Recording, segments: Seq
         return 0.0
     coherence = np.abs(cross) ** 2 / np.maximum(powers.prod(axis=0), 1e-30)
     nats = float(-np.log(np.maximum(1 - coherence, 1e-6)).mean()) - 1 / (count - 1)
-    return nats * shared_s * float(np.ptp(frequencies[band]))
+    return nats * shared_s * float(np.ptp(np.flatnonzero(band)) * RATE / length)
 
 
 def find_drift(correlations: Correlations, reach: float) -> float:
@@ -189,10 +169,8 @@ def find_drift(correlations: Correlations, reach: float) -> float:
 def track(correlations: Correlations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Follows the pattern through the windows, forwards and backwards from where it shows best.
 
-    Every window is matched with the sum of those already placed, so that a jump moves all windows beyond it.
-
-    Returns:
-        Delay in seconds of every window, its score, and the pattern's spectrum `(bins)`.
+    Every window is matched with the sum of those already placed, so that a jump moves all windows beyond it. Returns
+    the delay in seconds of every window, its score, and the pattern's spectrum `(bins)`.
     """
     spectra = correlations.spectra
     count, frequencies = len(spectra), correlations.frequencies
@@ -224,16 +202,18 @@ def likeness(spectrum: np.ndarray, pattern: np.ndarray, size: int, reach_s: floa
     """Correlation of a window's correlation with a pattern at delays within `reach_s`, interpolated; (odd number)."""
     fine = np.zeros(size * OVERSAMPLING // 2 + 1, dtype=np.complex64)
     fine[: len(spectrum)] = spectrum * pattern.conj()
-    values = scipy.fft.irfft(fine, size * OVERSAMPLING)
-    reach = int(reach_s * RATE * OVERSAMPLING)
-    return np.concatenate([values[-reach:], values[: reach + 1]])
+    return _around_zero(scipy.fft.irfft(fine, size * OVERSAMPLING), int(reach_s * RATE * OVERSAMPLING))
 
 
 def highest_lag(pattern: np.ndarray, size: int, reach_s: float) -> float:
     """Lag in seconds of a pattern's highest peak, of either sign."""
-    values = scipy.fft.irfft(pattern, size)
     reach = int(reach_s * RATE)
-    return (int(np.argmax(np.abs(np.concatenate([values[-reach:], values[: reach + 1]])))) - reach) / RATE
+    return (int(np.argmax(np.abs(_around_zero(scipy.fft.irfft(pattern, size), reach)))) - reach) / RATE
+
+
+def _around_zero(values: np.ndarray, reach: int) -> np.ndarray:
+    """Values at lags from `-reach` to `reach` of a circular correlation."""
+    return np.concatenate([values[-reach:], values[: reach + 1]])
 
 
 @dataclass(frozen=True)
@@ -249,7 +229,7 @@ class Line:
 
 
 def fit_line(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> Line:
-    """The line that most windows agree on, by their scores (MSAC over pairs, then least squares on the inliers).
+    """Lays the line that most windows agree on, by their scores (MSAC over pairs, then least squares on the inliers).
 
     Args:
         tolerance_s: how far from the line a window may lie and still count.
@@ -279,10 +259,9 @@ def fit_line(windows: Windows, tolerance_s: float, slope: float, slope_reach: fl
 
 
 def split_lines(windows: Windows, tolerance_s: float, slope: float, slope_reach: float) -> list[tuple[slice, Line]]:
-    """One line, or several where the windows before and after a jump agree on different ones.
+    """Lays one line, or several where the windows before and after a jump agree on different ones.
 
-    Returns:
-        Lines in order of time, with the windows that were given to each.
+    In order of time, with the windows that were given to each.
     """
     whole = fit_line(windows, tolerance_s, slope, slope_reach)
     outliers = windows[~whole.inliers]
@@ -298,11 +277,9 @@ def split_lines(windows: Windows, tolerance_s: float, slope: float, slope_reach:
         gain = max(before[split], after[split]) - whole.inliers.sum()
         if min(split, len(windows) - split) >= JUMP_WINDOWS and gain >= max(JUMP_WINDOWS, 0.05 * len(windows)):
             left, right = (
-                split_lines(windows[part], tolerance_s, slope, slope_reach)
-                for part in (slice(0, split), slice(split, len(windows)))
+                split_lines(part, tolerance_s, slope, slope_reach) for part in (windows[:split], windows[split:])
             )
-            moved = [(slice(part.start + split, part.stop + split), line) for part, line in right]
-            return [*left, *moved]
+            return [*left, *((slice(part.start + split, part.stop + split), line) for part, line in right)]
     return [(slice(0, len(windows)), whole)]
 
 
@@ -347,45 +324,45 @@ class Course:
 
     def lags_at(self, times_s: np.ndarray) -> np.ndarray:
         """Beyond the knots the outer lines go on."""
+        piece, slopes = self._lines_at(times_s)
+        return self.lags_s[piece] + slopes * (times_s - self.times_s[piece])
+
+    def _lines_at(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and slopes of the lines that hold at some times."""
         piece = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(self.times_s) - 2)
-        slopes = np.diff(self.lags_s) / np.diff(self.times_s)
-        return self.lags_s[piece] + slopes[piece] * (times_s - self.times_s[piece])
+        return piece, (np.diff(self.lags_s) / np.diff(self.times_s))[piece]
 
     def segments(self, start_s: float, end_s: float) -> list[Segment]:
         """The straight pieces that cover a span of the recording."""
         inner = self.times_s[1:-1]
         edges = [start_s, *inner[(inner > start_s) & (inner < end_s)].tolist(), end_s]
-        return [self.segment_at((low + high) / 2, low, high) for low, high in zip(edges, edges[1:], strict=False)]
+        return [self.segment_at((low + high) / 2, low, high) for low, high in pairwise(edges)]
 
     def segment_at(self, time_s: float, start_s: float = 0.0, end_s: float = np.inf) -> Segment:
         """The line that holds at a time, as a segment with the bounds given."""
-        piece = int(np.clip(np.searchsorted(self.times_s, time_s, side="right") - 1, 0, len(self.times_s) - 2))
-        (first, last), (lag, next_lag) = self.times_s[piece : piece + 2], self.lags_s[piece : piece + 2]
-        slope = float((next_lag - lag) / (last - first))
-        return Segment.from_line(float(lag - slope * first), slope, start_s, end_s)
+        (piece,), (slope,) = self._lines_at(np.array([time_s]))
+        offset_s = float(self.lags_s[piece] - slope * self.times_s[piece])
+        return Segment.from_line(offset_s, float(slope), start_s, end_s)
 
 
 def fit_courses(
     windows: Windows, lines: Sequence[tuple[slice, Line]], tolerance_s: float
 ) -> list[tuple[slice, Course]]:
-    """Lines that meet become one course, which bends if the windows say so.
+    """Makes one course of lines that meet, which bends if the windows say so; with the windows of each.
+
+    Its outer knots are the first and the last window that agrees.
 
     Args:
         windows, lines: what `split_lines` was given and gave, in order of time.
         tolerance_s: how far from the course a window may lie and still count.
-
-    Returns:
-        The courses, with the windows of each. Their outer knots are the first and the last window that agrees.
     """
     groups = [[lines[0]]]
-    for part, line in lines[1:]:
-        last = groups[-1][-1][1]
+    for (_, last), (part, line) in pairwise(lines):
         border_s = float(windows.times_s[part.start - 1 : part.start + 1].mean())
         gap_s = (last.offset_s + last.slope * border_s) - (line.offset_s + line.slope * border_s)
-        if abs(gap_s) < JUMP_S:
-            groups[-1].append((part, line))
-        else:
-            groups.append([(part, line)])
+        if abs(gap_s) >= JUMP_S:
+            groups.append([])
+        groups[-1].append((part, line))
     return [
         (slice(group[0][0].start, group[-1][0].stop), _fit_course(windows, group, tolerance_s)) for group in groups
     ]

@@ -14,9 +14,8 @@ from ..restore_file import Take
 from . import AlignmentResult, align
 from .clock import Recording
 
-MAX_CHANNELS = (
-    12  # that predict: with more a block has too few frames for their filters, and memory grows by the square
-)
+# That predict: with more a block has too few frames for their filters, and memory grows by the square.
+MAX_CHANNELS = 12
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,8 @@ def gather(
             # The rate is the reference's, as with files.
             result = align(recordings, None, reference, force, progress=True, rough=True)
         except ValueError as error:
-            hint = ""
-            if "fewer than two" in str(error):
-                hint = "; they seem to be several recordings: restore each, or parts of one as one piece with --join"
-            raise AudioError(f"{error}{hint}") from None
+            hint = "; they seem to be several recordings: restore each, or parts of one as one piece with --join"
+            raise AudioError(f"{error}{hint if 'fewer than two' in str(error) else ''}") from None
         seen = result.accepted[:max_takes]
         predicting = _predicting(result, seen, sum(takes[index].num_channels for index in seen))
         for index, alignment in enumerate(result.alignments):
@@ -85,17 +82,11 @@ def gather(
             role = "helps with the room only" if index in predicting else "is left out"
             say(f"{names[index]} {role}: {reason}")
         say(f"{names[result.reference]} is the reference")
-        rate, length = round(result.sample_rate), result.num_samples
-        aligned = [
-            replace(
-                takes[index],
-                sample_rate=rate,
-                frames=length,
-                blocks=partial(result.blocks, index),
-                only_predicts=index in predicting,
-            )
-            for index in [*seen, *predicting]
-        ]
+        aligned = []
+        for index in [*seen, *predicting]:
+            take = replace(takes[index], sample_rate=round(result.sample_rate), frames=result.num_samples)
+            blocks = partial(result.blocks, index)
+            aligned.append(replace(take, blocks=blocks, only_predicts=index in predicting))
         yield Gathered(result.reference, aligned, result)
 
 

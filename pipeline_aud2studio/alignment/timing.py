@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from .clock import Recording, Segment
+from .clock import Recording, Segment, blocks_on_reference_clock
 from .coarse import LAG_TOLERANCE_S, MAX_DRIFT, Run
 from .direct import direct_delay
 from .fine import (
+    JUMP_S,
     Correlations,
     Course,
     Windows,
@@ -24,6 +28,8 @@ from .fine import (
     track,
 )
 
+# Share of agreeing windows from which a recording counts as one of the same performance. Chance gives about 0.1.
+MIN_CONFIDENCE = 0.3
 # First pass: windows short enough that an unknown drift blurs them little, and as wide as the coarse search errs.
 ROUGH_WINDOW_S, ROUGH_REACH_S, ROUGH_TOLERANCE_S, ROUGH_WINDOWS = 1.5, 0.15, 5e-4, 40
 # Second pass, on nearly equal clocks. A window agrees if it lies within the tolerance of the line; it is looked for in
@@ -49,26 +55,88 @@ JUMP_WINDOW_S, JUMP_REACH_S, JUMP_WINDOWS = 0.75, 1e-3, 41
 
 
 @dataclass(frozen=True)
-class Timing:
-    """The measured relation of a recording's clock to the reference's.
+class Alignment:
+    """Where a recording lies on the reference's clock.
 
     Attributes:
-        segments: straight pieces in order; the first begins at 0, the last ends with the recording. Where two of them
-            do not meet, the recording jumps.
-        drift_ppm: of the longest stretch between two jumps, on average.
+        name: the recording's name.
+        recording_rate, sample_rate: rates in Hz of the recording and of what `apply` returns.
+        offset_s: reference time of the recording's first sample.
+        drift_ppm: how much faster the recording's clock runs than the reference's, in millionths, on average; of the
+            longest stretch between two jumps.
         polarity: 1, or -1 where the recording is inverted.
-        confidence: share of the windows that agree with the segments, 0 to 1.
-        direct_height: how far the direct sound stands out, as in `direct.direct_delay`; the segments' mean.
-        windows: what was measured; `residuals_s` are their distances from the segments' lines.
+        confidence: share of the measured windows that agree, 0 to 1.
+        accepted: whether the recording is used.
+        segments: stretches in which the clock runs evenly, each with its own line; empty where nothing was found. The
+            first begins at 0, the last ends with the recording. Where two of them do not meet, the recording jumps.
+        window_times_s, window_lags_s, residuals_s: what the windows measured (on the recording's clock; reference
+            time minus recording time), and its distance from the line.
+        direct_height: how far the direct sound stands out of the echoes and the noise, times their root mean square.
+        quality_db: see `coarse.estimate_quality`.
+        reason: why the recording is not used, or would not be unless forced.
     """
 
-    segments: tuple[Segment, ...]
-    drift_ppm: float
-    polarity: int
-    confidence: float
-    direct_height: float
-    windows: Windows
-    residuals_s: np.ndarray
+    name: str
+    recording_rate: float
+    sample_rate: float
+    offset_s: float = 0.0
+    drift_ppm: float = 0.0
+    polarity: int = 1
+    confidence: float = 0.0
+    accepted: bool = False
+    segments: tuple[Segment, ...] = ()
+    window_times_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    window_lags_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    residuals_s: np.ndarray = field(default_factory=partial(np.empty, 0), repr=False)
+    direct_height: float = 0.0
+    quality_db: float = 0.0
+    reason: str = ""
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether it is of the same performance, but which of the echoes is its direct sound cannot be told."""
+        return not self.accepted and self.confidence >= MIN_CONFIDENCE
+
+    @property
+    def jumps(self) -> list[tuple[float, float]]:
+        """Where the recorder was paused or lost samples: time on its clock and what the lag grows by, in seconds."""
+        steps = [
+            (right.start_s, float(right.to_reference(right.start_s)) - float(left.to_reference(left.end_s)))
+            for left, right in pairwise(self.segments)
+        ]
+        return [(at_s, by_s) for at_s, by_s in steps if abs(by_s) >= JUMP_S]
+
+    def apply(self, waveform: np.ndarray, length: int) -> np.ndarray:
+        """Puts the recording on the reference's clock, with its polarity; zeros where it recorded nothing.
+
+        Args:
+            waveform: the recording, `(samples)` or `(channels, samples)`, at its own rate.
+            length: samples to return, usually the reference's.
+
+        Returns:
+            float32 `(length)` or `(channels, length)` at `sample_rate`.
+        """
+        recording = Recording(waveform, self.recording_rate, self.name)
+        aligned = np.concatenate(list(self.blocks(recording, length)), axis=-1)
+        return aligned[0] if np.ndim(waveform) == 1 else aligned
+
+    def blocks(self, recording: Recording, length: int) -> Iterator[np.ndarray]:
+        """Yields what `apply` returns in pieces `(channels, samples)` of some seconds, for files of any length."""
+        for block in blocks_on_reference_clock(recording, self.segments, length, self.sample_rate):
+            yield self.polarity * block
+
+    def report(self) -> dict[str, Any]:
+        """Returns plain numbers and strings, for JSON; times in seconds."""
+        windows = zip(
+            self.window_times_s.tolist(), self.window_lags_s.tolist(), self.residuals_s.tolist(), strict=True
+        )
+        names = "name accepted reason offset_s drift_ppm polarity confidence direct_height quality_db".split()
+        return {name: getattr(self, name) for name in names} | {
+            "residual_ms": 1e3 * float(np.median(np.abs(self.residuals_s))) if len(self.residuals_s) else None,
+            "segments": [vars(segment) for segment in self.segments],
+            "jumps": [{"at_s": at_s, "by_s": by_s} for at_s, by_s in self.jumps],
+            "windows": [{"time_s": at_s, "lag_s": lag_s, "residual_ms": 1e3 * left} for at_s, lag_s, left in windows],
+        }
 
 
 @dataclass(frozen=True)
@@ -105,10 +173,8 @@ class Match:
     @property
     def confidence(self) -> float:
         """Share of the windows that agree with the courses, 0 to 1."""
-        return agreement(
-            np.concatenate([stretch.inliers for stretch in self.stretches]),
-            sum(len(stretch.course.times_s) for stretch in self.stretches),
-        )
+        inliers = np.concatenate([stretch.inliers for stretch in self.stretches])
+        return agreement(inliers, sum(len(stretch.course.times_s) for stretch in self.stretches))
 
     @property
     def segments(self) -> list[Segment]:
@@ -123,27 +189,21 @@ def refine(reference: Recording, recording: Recording, runs: list[Run]) -> Match
     rough = [part for segment in coarse for part in _rough_pass(reference, recording, segment)]
     if not rough:
         return None
-    believed = [(segment, share) for segment, share in rough if share >= MIN_AGREEMENT]
-    segments = [segment for segment, _ in believed or [max(rough, key=lambda part: part[1])]]
+    believed = [segment for segment, share in rough if share >= MIN_AGREEMENT]
+    segments = believed or [max(rough, key=lambda part: part[1])[0]]
     covering = _cover(_merge(_without_repeats(reference, recording, _merge(segments))), recording)
     shortest_s = min(reference.duration_s, recording.duration_s)
     if _shared_s(reference, covering) < min(MIN_SHARED_S, MIN_SHARE * shortest_s):
         return None
-    total_s = sum(_length(segment) for segment in covering)
-    shares = [_length(segment) / total_s for segment in covering]
-    groups = [
-        tuple(_fine_pass(reference, recording, segment, max(int(share * FINE_WINDOWS), MIN_WINDOWS)))
-        for segment, share in zip(covering, shares, strict=True)
-    ]
-    return Match(tuple(group for group in groups if group)) if any(groups) else None
+    total_s = sum(map(_length, covering))
+    limits = [max(int(_length(segment) / total_s * FINE_WINDOWS), MIN_WINDOWS) for segment in covering]
+    passes = zip(covering, limits, strict=True)
+    groups = [tuple(_fine_pass(reference, recording, segment, limit)) for segment, limit in passes]
+    return Match(tuple(filter(None, groups))) if any(groups) else None
 
 
-def locate(reference: Recording, recording: Recording, match: Match, sample_rate: float) -> Timing:
-    """The timing of the direct sound on a match.
-
-    Args:
-        sample_rate: rate in Hz at which its arrival is measured.
-    """
+def locate(reference: Recording, recording: Recording, match: Match, sample_rate: float) -> Alignment:
+    """Finds the direct sound on a match, not yet judged; its arrival is measured at `sample_rate` Hz."""
     stretches: list[_Stretch] = []
     heights: list[tuple[float, int]] = []  # signed, with the number of windows
     for group in match.groups:
@@ -152,24 +212,25 @@ def locate(reference: Recording, recording: Recording, match: Match, sample_rate
         heights.append((height, sum(len(stretch.windows) for stretch in group)))
     stretches = _one_clock(stretches)
     edges = [0.0, *_jumps(reference, recording, stretches), recording.duration_s]
-    spans = zip(stretches, edges, edges[1:], strict=False)
-    longest = max(stretches, key=lambda stretch: stretch.course.end_s - stretch.course.start_s)
-    return Timing(
-        segments=tuple(
-            segment
-            for stretch, start_s, end_s in spans
-            for segment in stretch.course.shifted(-stretch.direct_s).segments(start_s, end_s)
-        ),
+    segments = tuple(
+        segment
+        for stretch, (start_s, end_s) in zip(stretches, pairwise(edges), strict=True)
+        for segment in stretch.course.shifted(-stretch.direct_s).segments(start_s, end_s)
+    )
+    longest = max(stretches, key=lambda stretch: _length(stretch.course))
+    return Alignment(
+        recording.name,
+        recording.sample_rate,
+        sample_rate,
+        offset_s=segments[0].offset_s,
         drift_ppm=Segment.from_line(0.0, longest.course.slope, 0.0, 0.0).drift_ppm,
         polarity=1 if sum(height * count for height, count in heights) >= 0 else -1,
         confidence=match.confidence,
-        direct_height=sum(abs(height) * count for height, count in heights) / sum(count for _, count in heights),
-        windows=Windows(
-            np.concatenate([stretch.windows.times_s for stretch in stretches]),
-            np.concatenate([stretch.windows.lags_s - stretch.direct_s for stretch in stretches]),
-            np.concatenate([stretch.windows.scores for stretch in stretches]),
-        ),
+        segments=segments,
+        window_times_s=np.concatenate([stretch.windows.times_s for stretch in stretches]),
+        window_lags_s=np.concatenate([stretch.windows.lags_s - stretch.direct_s for stretch in stretches]),
         residuals_s=np.concatenate([stretch.residuals_s for stretch in stretches]),
+        direct_height=sum(abs(height) * count for height, count in heights) / sum(count for _, count in heights),
     )
 
 
@@ -181,12 +242,9 @@ def agreement(inliers: np.ndarray, free: int = 2) -> float:
 def _cover(segments: list[Segment], recording: Recording) -> list[Segment]:
     """The same lines, their bounds moved so that together they cover the recording."""
     segments = sorted(segments, key=lambda segment: segment.start_s)
-    borders = [(left.end_s + right.start_s) / 2 for left, right in zip(segments, segments[1:], strict=False)]
-    edges = [0.0, *borders, recording.duration_s]
-    return [
-        replace(segment, start_s=start, end_s=end)
-        for segment, start, end in zip(segments, edges, edges[1:], strict=False)
-    ]
+    borders = [(left.end_s + right.start_s) / 2 for left, right in pairwise(segments)]
+    bounds = pairwise([0.0, *borders, recording.duration_s])
+    return [replace(each, start_s=start, end_s=end) for each, (start, end) in zip(segments, bounds, strict=True)]
 
 
 def _merge(segments: list[Segment]) -> list[Segment]:
@@ -222,9 +280,7 @@ def _without_repeats(reference: Recording, recording: Recording, segments: list[
 
 def _repeats(reference: Recording, recording: Recording, segment: Segment, neighbour: Segment) -> bool:
     """Whether a segment's music is the neighbour's over again."""
-    (start_s, end_s), (other_start_s, other_end_s) = (
-        (float(each.to_reference(each.start_s)), float(each.to_reference(each.end_s))) for each in (segment, neighbour)
-    )
+    (start_s, end_s), (other_start_s, other_end_s) = (_on_reference(each) for each in (segment, neighbour))
     if min(end_s, other_end_s) - max(start_s, other_start_s) > REPEAT_S:
         return True
     continued = replace(neighbour, start_s=segment.start_s, end_s=segment.end_s)
@@ -232,14 +288,19 @@ def _repeats(reference: Recording, recording: Recording, segment: Segment, neigh
     return others >= REPEAT_SHARE * own
 
 
-def _length(segment: Segment) -> float:
-    return segment.end_s - segment.start_s
+def _length(part: Segment | Course) -> float:
+    return part.end_s - part.start_s
 
 
 def _shared_s(reference: Recording, segments: Sequence[Segment]) -> float:
     """Seconds of the reference that the segments lie on."""
-    spans = [(float(each.to_reference(each.start_s)), float(each.to_reference(each.end_s))) for each in segments]
+    spans = map(_on_reference, segments)
     return sum(max(min(end_s, reference.duration_s) - max(start_s, 0.0), 0.0) for start_s, end_s in spans)
+
+
+def _on_reference(segment: Segment) -> tuple[float, float]:
+    """The segment's bounds on the reference's clock."""
+    return float(segment.to_reference(segment.start_s)), float(segment.to_reference(segment.end_s))
 
 
 def _centres(
@@ -269,7 +330,9 @@ def _rough_pass(reference: Recording, recording: Recording, segment: Segment) ->
     slope = segment.slope - drift
     offset_s = float(segment.to_reference(middle)) - middle - slope * middle
     turned = Segment.from_line(offset_s, slope, segment.start_s, segment.end_s)
-    correlations = correlations.advanced(drift * (correlations.times_s - middle))
+    delays_s = drift * (correlations.times_s - middle)
+    turns = np.exp(2j * np.pi * correlations.frequencies * delays_s[:, None])
+    correlations = replace(correlations, spectra=(correlations.spectra * turns).astype(np.complex64))
     windows, pattern = _follow(correlations, turned)
     peak_s = highest_lag(pattern, correlations.size, ROUGH_REACH_S)
     found = []
@@ -317,18 +380,18 @@ def _find_direct_sound(
         for stretch in stretches
         for time_s in stretch.windows.times_s[stretch.inliers].tolist()
     ]
-    longest_s = max(stretch.course.end_s - stretch.course.start_s for stretch in stretches)
+    longest_s = max(_length(stretch.course) for stretch in stretches)
     window_s = float(np.clip(longest_s / 2, 1.0, DIRECT_WINDOW_S))
     return direct_delay(reference, recording, windows, sample_rate, window_s, DIRECT_REACH_S)
 
 
 def _one_clock(stretches: list[_Stretch]) -> list[_Stretch]:
     """Short stretches with the drift of the longest, turned about their middle: a recorder has one clock."""
-    longest = max(stretches, key=lambda stretch: stretch.course.end_s - stretch.course.start_s)
+    longest = max(stretches, key=lambda stretch: _length(stretch.course))
     unified = []
     for stretch in stretches:
         course = stretch.course
-        if course.end_s - course.start_s < OWN_DRIFT_S and stretch is not longest:
+        if _length(course) < OWN_DRIFT_S and stretch is not longest:
             middle_s = (course.start_s + course.end_s) / 2
             offset_s = float(course.lags_at(np.array([middle_s]))[0]) - longest.course.slope * middle_s
             course = Course.straight(offset_s, longest.course.slope, course.start_s, course.end_s)
@@ -339,7 +402,7 @@ def _one_clock(stretches: list[_Stretch]) -> list[_Stretch]:
 def _jumps(reference: Recording, recording: Recording, stretches: list[_Stretch]) -> list[float]:
     """Times on the recording's clock of the jumps between stretches: where short windows change sides."""
     jumps: list[float] = []
-    for left, right in zip(stretches, stretches[1:], strict=False):
+    for left, right in pairwise(stretches):
         # A window agrees as long as the larger part of it lies on its side of the jump.
         low = max([left.course.end_s - FINE_WINDOW_S / 2, 0.0, *jumps[-1:]])
         high = min(right.course.start_s + FINE_WINDOW_S / 2, right.course.end_s)
@@ -361,14 +424,8 @@ def _likeness_at(reference: Recording, recording: Recording, stretch: _Stretch, 
     """How well short windows fit a stretch's course and pattern, one value each; 0 where there is silence."""
     fits = np.zeros(len(times_s))
     for index, time_s in enumerate(times_s):
-        here = correlate_windows(
-            reference,
-            recording,
-            stretch.course.segment_at(float(time_s)),
-            times_s[index : index + 1],
-            JUMP_WINDOW_S,
-            FINE_REACH_S,
-        )
+        clock, window = stretch.course.segment_at(float(time_s)), times_s[index : index + 1]
+        here = correlate_windows(reference, recording, clock, window, JUMP_WINDOW_S, FINE_REACH_S)
         for spectrum in here.spectra:
             fits[index] = likeness(spectrum, stretch.pattern, here.size, JUMP_REACH_S).max()
     return fits

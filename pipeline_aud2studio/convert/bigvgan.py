@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import shipped_weights
+from ..loading import new_folder
 
 GENERATOR, CONFIG = "bigvgan_generator.pt", "config.json"
 INDEX = "model_index.json"
@@ -29,6 +29,9 @@ FRONT_END = {
     "fmin": "fmin",
     "fmax": "fmax",
 }
+# Numbers of a generator that both call the same.
+SHAPE = ["num_mels", "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes"]
+SHAPE += ["resblock_kernel_sizes", "resblock_dilation_sizes"]
 # What version 2 is, and MMAudioVocoder has no option for.
 VERSION_2 = {
     "resblock": "1",
@@ -40,14 +43,13 @@ VERSION_2 = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="PATH_OR_REPO",
-        help=f"{GENERATOR} with its {CONFIG} beside it, their folder, or a Hub repository such as"
-        " nvidia/bigvgan_v2_44khz_128band_256x",
+    checkpoint = (
+        f"{GENERATOR} with its {CONFIG} beside it, their folder, or a Hub repository such as"
+        " nvidia/bigvgan_v2_44khz_128band_256x"
     )
+    add("--checkpoint", required=True, metavar="PATH_OR_REPO", help=checkpoint)
     add("--out", required=True, type=Path, metavar="DIR", help="the model folder to write, for `--model DIR`")
     add("--model", type=Path, metavar="DIR", help="model folder whose vocoder is replaced (default: the shipped one)")
 
@@ -61,52 +63,40 @@ def run(args: argparse.Namespace) -> None:
     model = args.model or shipped_weights()
     if not (model / INDEX).is_file():
         raise ValueError(f"{model} is not a model folder: it has no {INDEX}")
-    if args.out.exists():
-        raise ValueError(f"{args.out} exists already: choose another folder")
-    if not args.out.absolute().parent.is_dir():
-        raise ValueError(f"the folder {args.out.absolute().parent} does not exist")
-    generator, config = find_checkpoint(args.checkpoint)
-    settings = read_config(config)
-    check_front_end(settings, json.loads((model / INDEX).read_text(encoding="utf-8")))
-    vocoder = load_generator(generator, settings)
-
-    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-    try:
+    with new_folder(args.out) as part:
+        generator, config = find_checkpoint(args.checkpoint)
+        settings = read_config(config)
+        index = json.loads((model / INDEX).read_text(encoding="utf-8"))
+        check_front_end(settings, index)
+        vocoder = load_generator(generator, settings)
         shutil.copytree(model, part, ignore=lambda folder, names: ["vocoder"] if Path(folder) == model else [])
         vocoder.save_pretrained(part / "vocoder")
         # What makes up for the tiny vocoder would blur this one.
-        index = json.loads((part / INDEX).read_text(encoding="utf-8")) | {"griffin_lim_iterations": 0}
-        (part / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.rename(part, args.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        text = json.dumps(index | {"griffin_lim_iterations": 0}, indent=2, sort_keys=True)
+        (part / INDEX).write_text(f"{text}\n", encoding="utf-8")
     millions = sum(parameter.numel() for parameter in vocoder.parameters()) / 1e6
     print(f"{args.out}: the model of {model.name} with a vocoder of {millions:.1f} M parameters")
 
 
 def find_checkpoint(checkpoint: str) -> tuple[Path, Path]:
-    """Weights and configuration of a file, a folder or a Hub repository."""
+    """Finds weights and configuration of a file, a folder or a Hub repository."""
     path = Path(checkpoint)
     if path.is_dir():
         path = path / GENERATOR
-    if not path.exists():
-        if Path(checkpoint).is_dir() or checkpoint.count("/") != 1 or path.suffix:
-            raise ValueError(f"{path} does not exist")
-        return _download(checkpoint)
-    config = path.with_name(CONFIG)
-    if not config.is_file():
-        raise ValueError(f"{config} does not exist: NVIDIA's configuration has to lie beside the weights")
-    return path, config
-
-
-def _download(repository: str) -> tuple[Path, Path]:
+    if path.exists():
+        config = path.with_name(CONFIG)
+        if not config.is_file():
+            raise ValueError(f"{config} does not exist: NVIDIA's configuration has to lie beside the weights")
+        return path, config
+    if Path(checkpoint).is_dir() or checkpoint.count("/") != 1 or path.suffix:
+        raise ValueError(f"{path} does not exist")
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, GENERATOR)), Path(hf_hub_download(repository, CONFIG))
+        return Path(hf_hub_download(checkpoint, GENERATOR)), Path(hf_hub_download(checkpoint, CONFIG))
     except Exception as error:  # no network, no such repository, no such file
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{repository} is neither here nor can it be downloaded: {reason}") from error
+        raise ValueError(f"{checkpoint} is neither here nor can it be downloaded: {reason}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -155,14 +145,7 @@ def load_generator(path: Path, settings: Mapping[str, Any]) -> Any:
 
     try:
         weights = folded(torch.load(path, map_location="cpu", weights_only=True)["generator"])
-        vocoder = MMAudioVocoder(
-            num_mels=settings["num_mels"],
-            upsample_initial_channel=settings["upsample_initial_channel"],
-            upsample_rates=tuple(settings["upsample_rates"]),
-            upsample_kernel_sizes=tuple(settings["upsample_kernel_sizes"]),
-            resblock_kernel_sizes=tuple(settings["resblock_kernel_sizes"]),
-            resblock_dilation_sizes=tuple(map(tuple, settings["resblock_dilation_sizes"])),
-        )
+        vocoder = MMAudioVocoder(**{name: _as_tuples(settings[name]) for name in SHAPE})
         vocoder.load_state_dict(weights, strict=True)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -170,6 +153,11 @@ def load_generator(path: Path, settings: Mapping[str, Any]) -> Any:
     if wrong := [name for name, value in vocoder.state_dict().items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{path}: {wrong[0]} is not finite")
     return vocoder.eval()
+
+
+def _as_tuples(value: Any) -> Any:
+    """A list in JSON as a tuple, with those in it."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def folded(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import ASTConfig, ASTForAudioClassification
+from transformers import ASTConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .. import shipped_weights
@@ -157,41 +156,19 @@ class Network:
         }
 
 
-class _UNet(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
+class _Called(nn.Module):
+    """A network and how it is called with its inputs, as a module for torch's exporter."""
+
+    def __init__(self, network: nn.Module, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()
-        self.unet = unet
+        self.network, self.call = network, call
 
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        return self.unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
-
-
-class _FilmUNet(_UNet):
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        return self.unet(sample, timestep, None, class_labels=class_labels, return_dict=False)[0]
-
-
-class _ConditionEncoder(nn.Module):
-    def __init__(self, encoder: ASTForAudioClassification) -> None:
-        super().__init__()
-        self.encoder = encoder.audio_spectrogram_transformer
-
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        return self.encoder(input_values).last_hidden_state
-
-
-class _Vocoder(nn.Module):
-    def __init__(self, vocoder: nn.Module) -> None:
-        super().__init__()
-        self.vocoder = vocoder
-
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.vocoder(log_mel, return_dict=False)[0]
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.call(self.network, *inputs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write, for `--backend onnx --model DIR`")
     add("--model", metavar="PATH_OR_REPO", help="model folder or Hub repository (default: the shipped weights)")
@@ -204,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a library or the model is missing, the folder exists, or ONNX Runtime computes something else.
     """
-    from ..loading import check_model, load_pipeline
+    from ..loading import check_model, load_pipeline, new_folder
 
     try:
         import onnx  # noqa: F401
@@ -212,20 +189,10 @@ def run(args: argparse.Namespace) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: {INSTALL}") from None
-    if args.out.exists():
-        raise ValueError(f"{args.out} exists already: choose another folder")
-    if not args.out.absolute().parent.is_dir():
-        raise ValueError(f"the folder {args.out.absolute().parent} does not exist")
-    model = args.model or str(shipped_weights())
-    check_model(model)
-    pipeline = load_pipeline(model, "cpu", "float32", None)
-
-    part = args.out.with_name(f".{args.out.name}.{os.getpid()}.part")
-    try:
-        errors = export(pipeline, part, args.int8)
-        os.rename(part, args.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with new_folder(args.out) as part:
+        model = args.model or str(shipped_weights())
+        check_model(model)
+        errors = export(load_pipeline(model, "cpu", "float32", None), part, args.int8)
     figures = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(f"{args.out}: `aud2studio --backend onnx --model {args.out}` restores with it; relative error {figures}")
 
@@ -234,29 +201,37 @@ def networks(pipeline: Aud2StudioPipeline) -> dict[str, Network]:
     """The pipeline's networks with inputs as it gives them."""
     unet, encoder, config = pipeline.unet, pipeline.condition_encoder, pipeline.config
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(
-        2,
-        unet.config.in_channels,
-        config.n_mels // PATCH,
-        pipeline.chunk_frames,
-        generator=generator,
-    )
+    shape = 2, unet.config.in_channels, config.n_mels // PATCH, pipeline.chunk_frames
+    image = torch.randn(shape, generator=generator)
     is_film = unet.config.class_embed_type == FILM
     width = (unet.config.projection_class_embeddings_input_dim,) if is_film else (18, encoder.config.hidden_size)
     condition = {"class_labels" if is_film else "encoder_hidden_states": torch.randn(2, *width, generator=generator)}
     spectrogram = torch.randn(2, pipeline.chunk_frames, config.n_mels, generator=generator)
     log_mel = torch.randn(2, config.n_mels, 48, generator=generator)
     last = torch.tensor(pipeline.scheduler.config.num_train_timesteps - 1)
+
+    def call_unet(
+        network: nn.Module, sample: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        tokens, labels = (None, condition) if is_film else (condition, None)
+        return network(sample, timestep, tokens, class_labels=labels, return_dict=False)[0]
+
     return {
         "unet": Network(
-            _FilmUNet(unet) if is_film else _UNet(unet),
+            _Called(unet, call_unet),
             {"sample": image, "timestep": last, **condition},
             {"sample": (0,), "timestep": (), **{name: tuple(range(len(width))) for name in condition}},
         ),
         "condition_encoder": Network(
-            _ConditionEncoder(encoder), {"input_values": spectrogram}, {"input_values": (0,)}
+            _Called(encoder.audio_spectrogram_transformer, lambda network, x: network(x).last_hidden_state),
+            {"input_values": spectrogram},
+            {"input_values": (0,)},
         ),
-        "vocoder": Network(_Vocoder(pipeline.vocoder), {"log_mel": log_mel}, {"log_mel": (0, 2)}),
+        "vocoder": Network(
+            _Called(pipeline.vocoder, lambda network, x: network(x, return_dict=False)[0]),
+            {"log_mel": log_mel},
+            {"log_mel": (0, 2)},
+        ),
     }
 
 
@@ -306,7 +281,7 @@ def _write(network: Network, path: Path) -> None:
             tuple(network.inputs.values()),
             str(path),
             input_names=[*network.inputs],
-            dynamic_shapes=tuple(lengths.values()),
+            dynamic_shapes=(tuple(lengths.values()),),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from concert import RATE, clock, heard, notes
 
 from pipeline_aud2studio import files, infer
@@ -156,20 +155,6 @@ def test_the_command_aligns_and_restores_the_reference(cli, concert: list[Take],
     ]:
         status, _, err = cli("--inputs", *paths, "--save", tmp_path / "o.wav", *extra)
         assert (status, message in err) == (2, True), err
-
-
-@pytest.mark.slow
-def test_align_is_a_command_of_its_own(tmp_path: Path, concert: list[Take], capfd) -> None:
-    paths = [tmp_path / "b.wav", tmp_path / "c.wav"]
-    for path, audio in zip(paths, concert[1:3], strict=True):
-        files.write(path, samples(audio), RATE, "PCM_16")
-    words = ["align", "--inputs", *map(str, paths), "--save-dir", str(tmp_path / "aligned")]
-    assert infer.main(words) == 0
-    said = capfd.readouterr().out.splitlines()
-    assert said[0].startswith("b.wav: starts at -1.49999") and said[1] == "c.wav: reference"
-    assert soundfile.info(tmp_path / "aligned" / "b.wav").frames == 12 * RATE
-    assert infer.main(words) == 2
-    assert "exists already: pass --overwrite" in capfd.readouterr().err
 
 
 def test_zeros_before_a_take_begins_are_no_quiet_music() -> None:
