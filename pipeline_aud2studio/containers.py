@@ -125,7 +125,7 @@ def layout_of(descriptor: int) -> Layout:
 
 
 def mp3_layout_of(descriptor: int) -> Layout:
-    """Look through an open file that is an MP3 from some place on, behind zeros, another kind of tag or anything else."""
+    """Look through an open file that is an MP3 from some place on, behind zeros, other tags or anything else."""
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
         return _mp3(content, 0)
 
@@ -229,7 +229,7 @@ def _after(content: mmap.mmap, body: int, length: int) -> int:
 def _wav(content: mmap.mmap, start: int) -> Layout:
     """WAV, RF64 and BW64; with its data to the end of the file where its sizes cannot be true."""
     end, at = len(content), start + 12
-    fmt, wide_size, notice, chunks = b"", None, "", []
+    fmt, wide_size, notice, chunks, further = b"", None, "", [], []
     data, size, stop, is_plain = None, 0, end, not start
     while at + 8 <= end:
         name, length = content[at : at + 4], struct.unpack("<I", content[at + 4 : at + 8])[0]
@@ -245,6 +245,8 @@ def _wav(content: mmap.mmap, start: int) -> Layout:
             size = wide_size if length == 0xFFFFFFFF and wide_size is not None else length
             length, notice = _data_bytes(content, body, size)
             stop = body + length
+        elif name == b"data":
+            further.append((body, min(body + length, end)))
         elif (
             (name in (b"RIFF", b"RF64", b"BW64") and data is not None)
             or not name.strip(b"\0")
@@ -264,20 +266,21 @@ def _wav(content: mmap.mmap, start: int) -> Layout:
     if codec not in _SOUNDFILE_WAV_CODECS:
         return Layout("av", "", [Part(start, end)], mask)
     joined = content[at : at + 4] in (b"RIFF", b"RF64", b"BW64")
-    if is_plain and not joined and not notice and content[:4] != b"BW64":
+    if is_plain and not joined and not further and not notice and content[:4] != b"BW64":
         return Layout("soundfile", "wav", [Part(0, end)], mask, (), tuple(chunks))
     is_linear = codec in (1, 3, 0xFFFE)
     is_short = notice.startswith("ends")
     promised = size // max(struct.unpack("<H", fmt[12:14])[0], 1) if is_short and is_linear else None
     notices = () if not notice or promised else (notice,)  # the reader says by how much it is short
     parts = [Part(data, stop, _wav_header(fmt, stop - data, chunks), frames=promised)]
+    parts += [Part(first, last, _wav_header(fmt, last - first, [])) for first, last in further]
     if joined:
         parts += _wav(content, at).parts
     return Layout("soundfile", "wav", parts, mask, notices, tuple(chunks))
 
 
 def _dts_sync(content: mmap.mmap, data: int) -> int | None:
-    """Where the first of three equally distant DTS frames begins in what claims to be 16-bit PCM; None without them."""
+    """Where the first of three equally distant DTS frames begins in what claims to be PCM; None without them."""
     for sync in map(bytes.fromhex, _DTS_SYNC):
         first = content.find(sync, data, data + MAX_LEAD_IN)
         second = content.find(sync, first + 4, first + 2**15) if first >= 0 else -1

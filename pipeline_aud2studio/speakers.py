@@ -52,8 +52,8 @@ def named(names: Sequence[str], count: int) -> tuple[str, ...] | None:
 def of_mask(mask: int | None, count: int) -> tuple[str, ...]:
     """Name the loudspeakers of WAVEX's mask.
 
-    By WAV's order where the mask does not fit the number of channels; "?" where there is none, because the channels are
-    no loudspeakers'.
+    By WAV's order where the mask does not fit the number of channels; "?" where there is none, as with channels that
+    are no loudspeakers'.
     """
     if mask is None:
         return ("?",) * count
