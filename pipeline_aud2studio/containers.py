@@ -18,6 +18,10 @@ from typing import Any
 MAX_DECODER_PADDING = 4608  # samples: the last frames of a lossy file, cut where the header says that it ends earlier
 MP3_DECODER_DELAY = 529  # samples, which every MP3 decoder adds to the encoder's own
 MAX_FILLING = 4096  # zeros that recorders write behind the last chunk
+MAX_LEAD_IN = 1 << 20  # bytes of silence that a ripped DTS disc begins with
+UNKNOWN_BYTES = 2**31 - 4096  # what 32 bits with a sign say of a size that nobody knew
+_DTS_SYNC = ("fe7f0180", "7ffe8001", "ff1f00e8", "1fffe800")  # of 16 and 14 bits in either byte order
+_AMBISONICS = bytes.fromhex("2107d3118644c8c1ca000000")  # the end of the B-format's GUID
 _KBPS = (
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG-1 layer III
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG-2 and 2.5
@@ -49,9 +53,9 @@ class Layout:
 
     Attributes:
         library: "soundfile" or "av".
-        kind: "mp3", "flac", "ogg", "wav", or "" for what only its demuxer knows.
+        kind: "mp3", "flac", "ogg", "wav", "dts", or "" for what only its demuxer knows.
         parts: one or more.
-        mask: WAVEX's loudspeakers, a bit each; 0 where the file does not name them.
+        mask: WAVEX's loudspeakers, a bit each; 0 where the file does not name them, None where it has none.
         notices: what is wrong with it, in half sentences.
         chunks: WAV's `bext`, `cue ` and `LIST` chunks, whole.
         bits: FLAC's bits a sample, else 0.
@@ -60,7 +64,7 @@ class Layout:
     library: str
     kind: str
     parts: list[Part]
-    mask: int = 0
+    mask: int | None = 0
     notices: tuple[str, ...] = ()
     chunks: tuple[bytes, ...] = ()
     bits: int = 0
@@ -103,12 +107,14 @@ def layout_of(descriptor: int) -> Layout:
     """Look through an open file that is not empty."""
     size = os.fstat(descriptor).st_size
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-        head = content[:12]
-        if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
-            return _wav(content, 0)
-        if head[:4] in (b"RIFX", b"FORM", b".snd", b"riff"):  # the last is Sony's W64
-            return Layout("soundfile", "", [Part(0, size)])
         start = _after_id3(content, 0)
+        head = content[start : start + 12]
+        if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+            return _wav(content, start)
+        if head[:4] in (b"RIFX", b"FORM", b".snd", b"riff"):  # the last is Sony's W64
+            return Layout("soundfile", "", [_whole(content, start)])
+        if head[:4] == b"caff":
+            return Layout("av", "", [_whole(content, start)])
         if content[start : start + 4] == b"fLaC":
             return _flac(content, start)
         if head[:4] == b"OggS":
@@ -116,6 +122,12 @@ def layout_of(descriptor: int) -> Layout:
         if (first := _mp3_frame(content, start)) and _mp3_frame(content, start + first.size):
             return _mp3(content, start)
     return Layout("av", "", [Part(0, size)])
+
+
+def mp3_layout_of(descriptor: int) -> Layout:
+    """Look through an open file that is an MP3 from some place on, behind zeros, other tags or anything else."""
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
+        return _mp3(content, 0)
 
 
 def _after_id3(content: mmap.mmap, at: int) -> int:
@@ -128,19 +140,97 @@ def _after_id3(content: mmap.mmap, at: int) -> int:
     return at
 
 
+# --- AIFF, AU, W64 and CAF: as they are, and how long they should be -------------------------------------------------
+
+_AIFC_LINEAR = b"NONE twos sowt in24 in32 42ni 23ni fl32 FL32 fl64 FL64 ulaw alaw ULAW ALAW"  # a frame is a sample
+_AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # of a sample, by its encoding
+
+
+def _whole(content: mmap.mmap, start: int) -> Part:
+    """The file from a place on, with the samples that its header promises where a sample is that many bytes."""
+    end = len(content)
+    kind = content[start : start + 4]
+    if kind == b"FORM":
+        return _aiff(content, start)
+    frames = None
+    if kind == b".snd":
+        _, size, encoding, _, channels = struct.unpack(">5I", content[start + 4 : start + 24].ljust(20, b"\0"))
+        if encoding in _AU_BYTES and size < UNKNOWN_BYTES:
+            frames = size // max(channels * _AU_BYTES[encoding], 1)
+    elif kind == b"riff":
+        chunks = dict(_chunks(content, start + 40, "<16xQ", 24, 8))
+        if b"fmt " in chunks and b"data" in chunks:
+            body, _ = chunks[b"fmt "]
+            block = struct.unpack("<H", content[body + 12 : body + 14].ljust(2, b"\0"))[0]
+            is_linear = content[body : body + 2] in (b"\1\0", b"\3\0", b"\xfe\xff")
+            frames = chunks[b"data"][1] // max(block, 1) if is_linear else None
+    elif kind == b"caff":
+        chunks = dict(_chunks(content, start + 8, ">4xQ", 0, 1))
+        if b"desc" in chunks and b"data" in chunks:
+            body, _ = chunks[b"desc"]
+            packet, per_packet = struct.unpack(">2I", content[body + 16 : body + 24].ljust(8, b"\0"))
+            size = chunks[b"data"][1] - 4
+            frames = size // packet * per_packet if packet and size < 2**62 else None
+    return Part(start, end, frames=frames or None)
+
+
+def _chunks(content: mmap.mmap, at: int, header: str, own: int, align: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """Names of chunks, and where their bodies begin and how long they are.
+
+    Args:
+        header: of a chunk, of which the size is read.
+        own: bytes of the header that the size counts.
+        align: bytes to whose multiples chunks are filled up.
+    """
+    width = struct.calcsize(header)
+    while at + width <= len(content):
+        size = struct.unpack(header, content[at : at + width])[0] - own
+        yield content[at : at + 4], (at + width, size)
+        if size < 0:
+            return
+        at += width + size + -size % align
+
+
+def _aiff(content: mmap.mmap, start: int) -> Part:
+    """AIFF and AIFF-C; libsndfile misspells one of the names of little-endian samples."""
+    end = len(content)
+    for name, (body, size) in _chunks(content, start + 12, ">4xI", 0, 2):
+        if name != b"COMM" or size < 18 or body + size > end:
+            continue
+        frames = struct.unpack(">I", content[body + 2 : body + 6])[0]
+        codec = content[body + 18 : body + 22] if content[start + 8 : start + 12] == b"AIFC" else b"NONE"
+        promised = frames if codec in _AIFC_LINEAR.split(b" ") or codec == b"raw " else None
+        if codec == b"42ni":
+            return Part(body + 22, end, content[start : body + 18] + b"42n1", frames=promised or None)
+        return Part(start, end, frames=promised or None)
+    return Part(start, end)
+
+
+# --- WAV -------------------------------------------------------------------------------------------------------------
+
+
 def _is_chunk(content: mmap.mmap, at: int) -> bool:
     """Whether a RIFF chunk, or nothing, begins at a place; a few zeros to the end of the file are nothing, too."""
     name = content[at : at + 4]
     if not name.strip(b"\0"):
         return at <= len(content) <= at + MAX_FILLING and not content[at:].strip(b"\0")
+    if name[:3] in (b"TAG", b"ID3"):  # of a program that takes every file for an MP3
+        return True
     return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
+def _after(content: mmap.mmap, body: int, length: int) -> int:
+    """Where what follows a chunk begins: odd ones are padded, but not by every program."""
+    end = body + length
+    is_padded = length % 2 and end < len(content) and not (content[end] and _is_chunk(content, end))
+    return end + bool(is_padded)
 
 
 def _wav(content: mmap.mmap, start: int) -> Layout:
     """WAV, RF64 and BW64; with its data to the end of the file where its sizes cannot be true."""
     end, at = len(content), start + 12
-    fmt, wide_size, notice, chunks = b"", None, "", []
-    data, size, stop = None, 0, end
+    fmt, wide_size, notice, chunks, further = b"", None, "", [], []
+    data, size, stop, is_plain = None, 0, end, not start
     while at + 8 <= end:
         name, length = content[at : at + 4], struct.unpack("<I", content[at + 4 : at + 8])[0]
         body = at + 8
@@ -155,39 +245,58 @@ def _wav(content: mmap.mmap, start: int) -> Layout:
             size = wide_size if length == 0xFFFFFFFF and wide_size is not None else length
             length, notice = _data_bytes(content, body, size)
             stop = body + length
+        elif name == b"data":
+            further.append((body, min(body + length, end)))
         elif (
             (name in (b"RIFF", b"RF64", b"BW64") and data is not None)
             or not name.strip(b"\0")
             or not _is_chunk(content, at)
         ):
             break  # another file that was joined to this one, or no chunk at all
-        at = body + length + length % 2
+        at = _after(content, body, length)
+        is_plain &= at >= end or at == body + length + length % 2  # or libsndfile loses its way
     if data is None or len(fmt) < 16:
         return Layout("soundfile", "wav", [Part(start, end)])
     codec = struct.unpack("<H", fmt[:2])[0]
     mask = struct.unpack("<I", fmt[20:24])[0] if codec == 0xFFFE and len(fmt) >= 24 else 0
+    if codec == 0xFFFE and fmt[28:40] == _AMBISONICS:
+        mask = None
+    if codec == 1 and (first := _dts_sync(content, data)) is not None:
+        return Layout("av", "dts", [Part(first, stop)])
     if codec not in _SOUNDFILE_WAV_CODECS:
         return Layout("av", "", [Part(start, end)], mask)
     joined = content[at : at + 4] in (b"RIFF", b"RF64", b"BW64")
-    if not start and not joined and not notice and content[:4] != b"BW64":
+    if is_plain and not joined and not further and not notice and content[:4] != b"BW64":
         return Layout("soundfile", "wav", [Part(0, end)], mask, (), tuple(chunks))
     is_linear = codec in (1, 3, 0xFFFE)
     is_short = notice.startswith("ends")
     promised = size // max(struct.unpack("<H", fmt[12:14])[0], 1) if is_short and is_linear else None
     notices = () if not notice or promised else (notice,)  # the reader says by how much it is short
     parts = [Part(data, stop, _wav_header(fmt, stop - data, chunks), frames=promised)]
+    parts += [Part(first, last, _wav_header(fmt, last - first, [])) for first, last in further]
     if joined:
         parts += _wav(content, at).parts
     return Layout("soundfile", "wav", parts, mask, notices, tuple(chunks))
+
+
+def _dts_sync(content: mmap.mmap, data: int) -> int | None:
+    """Where the first of three equally distant DTS frames begins in what claims to be PCM; None without them."""
+    for sync in map(bytes.fromhex, _DTS_SYNC):
+        first = content.find(sync, data, data + MAX_LEAD_IN)
+        second = content.find(sync, first + 4, first + 2**15) if first >= 0 else -1
+        third = 2 * second - first
+        if second >= 0 and content[third : third + 4] == sync:
+            return first
+    return None
 
 
 def _data_bytes(content: mmap.mmap, body: int, size: int) -> tuple[int, str]:
     """How many bytes of samples really begin at `body`, where the header says `size`, and what is wrong with that."""
     rest = len(content) - body
     if size > rest:
-        known = size < 2**31
+        known = size < UNKNOWN_BYTES
         return rest, "ends before its header says" if known else "has a header that does not know its length"
-    if _is_chunk(content, body + size + size % 2) and (size or rest < 8):
+    if _is_chunk(content, _after(content, body, size)) and (size or rest < 8):
         return size, ""
     if size == 0 and content[body : body + 4].strip(b"\0") and _is_chunk(content, body):
         return 0, ""
@@ -209,6 +318,9 @@ def _wav_header(fmt: bytes, size: int, chunks: list[bytes]) -> bytes:
     ds64 = struct.pack("<QQQI", 52 + len(middle) + size, size, frames, 0)
     body = b"WAVEds64" + struct.pack("<I", len(ds64)) + ds64 + middle + b"data" + struct.pack("<I", 0xFFFFFFFF)
     return b"RF64" + struct.pack("<I", 0xFFFFFFFF) + body
+
+
+# --- FLAC, Ogg and MP3 -----------------------------------------------------------------------------------------------
 
 
 def _flac(content: mmap.mmap, start: int) -> Layout:

@@ -8,11 +8,10 @@ Waveforms are float32 numpy arrays of shape (channels, samples), full scale is 1
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,66 +20,8 @@ import numpy as np
 import soundfile
 
 from .audio import AudioNotice, Waveform, resampled
-from .containers import MAX_DECODER_PADDING, Layout, Part, PartFile, layout_of
-
-# Which loudspeaker a channel is meant for, and what of it goes to stereo (ITU-R BS.775).
-_H = math.sqrt(0.5)
-# By FFmpeg's names: what goes left and right. The subwoofer is left out, as the recommendation has it.
-DOWNMIX = {
-    "FL": (1.0, 0.0),
-    "FR": (0.0, 1.0),
-    "FC": (_H, _H),
-    "LFE": (0.0, 0.0),
-    "BL": (_H, 0.0),
-    "BR": (0.0, _H),
-    "SL": (_H, 0.0),
-    "SR": (0.0, _H),
-    "BC": (0.5, 0.5),  # a single surround
-    "DL": (1.0, 0.0),  # a stereo mix that came along
-    "DR": (0.0, 1.0),
-}
-_MASK = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")  # the bits of WAVEX, from the lowest
-# Where a file does not say, the order of WAV and FLAC.
-_BY_COUNT = {
-    1: ("FC",),
-    2: ("FL", "FR"),
-    3: ("FL", "FR", "FC"),
-    4: ("FL", "FR", "BL", "BR"),
-    5: ("FL", "FR", "FC", "BL", "BR"),
-    6: ("FL", "FR", "FC", "LFE", "BL", "BR"),
-    7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
-    8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
-}
-
-
-def named(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """The loudspeakers of so many channels: as they are called, else by WAV's order, else "?"."""
-    if len(names) == count and any(name in DOWNMIX for name in names):
-        return tuple(names)
-    return _BY_COUNT.get(count, ("?",) * count)
-
-
-def speakers_of_mask(mask: int, count: int) -> tuple[str, ...]:
-    """The loudspeakers of WAVEX's mask; of WAV's order where the mask does not fit the number of channels."""
-    return named([name for bit, name in enumerate(_MASK) if mask >> bit & 1], count)
-
-
-def mixed(waveform: Waveform, speakers: Sequence[str], channels: int) -> Waveform:
-    """Bring `(len(speakers), samples)` to `channels` (1 or 2): surround is mixed down, mono goes to both sides.
-
-    Raises:
-        KeyError: nobody knows where a channel belongs.
-    """
-    if len(speakers) == channels:
-        return waveform
-    if len(speakers) == 1:
-        return np.repeat(waveform, channels, axis=0)
-    if len(speakers) > 2:
-        waveform = np.array([DOWNMIX[name] for name in speakers], np.float32).T @ waveform
-    return waveform if channels == 2 else waveform.mean(axis=0, keepdims=True)
-
-
-# --- Decoding --------------------------------------------------------------------------------------------------------
+from .containers import MAX_DECODER_PADDING, Layout, Part, PartFile, layout_of, mp3_layout_of
+from .speakers import by_count, mixed, named, of_aac, of_mask
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 8_000, 192_000
 MAX_CHANNELS = 2
@@ -220,7 +161,7 @@ class AudioStream:
         if self._layout.library == "soundfile":
             try:
                 with soundfile.SoundFile(self._part_file(self._layout.parts[0])) as file:
-                    self.sample_rate, self._speakers = file.samplerate, self._named(file.channels)
+                    self.sample_rate, self._speakers = file.samplerate, of_mask(self._layout.mask, file.channels)
                     self.subtype = file.subtype
                     self.tags = {name: text for name, text in file.copy_metadata().items() if name in TAGS and text}
                     is_whole = len(self._layout.parts) == 1
@@ -235,10 +176,20 @@ class AudioStream:
     def _open_first_av(self) -> None:
         with _demuxed(self.path, self._part_file(self._layout.parts[0]), self._layout.kind) as container:
             stream = _track(self.path, container, self._track)
+            if (
+                not self._layout.kind
+                and container.format.name == "mp3"
+                and stream.codec_context.name.startswith("mp3")
+            ):
+                self._layout = mp3_layout_of(self._file.fileno())  # behind what is no sound
+                return self._open_first_av()
             rate, channels = getattr(stream, "sample_rate", 0), getattr(stream, "channels", 0)
             if not rate or not channels:
                 raise AudioError(f"{self.path} is not audio that can be decoded (no sampling rate or channels)")
-            self.sample_rate, self._speakers = rate, _speakers(stream.layout, channels)
+            self._aac = b""
+            if stream.codec_context.name.startswith("aac"):
+                self._aac = stream.codec_context.extradata or self._part_file(self._layout.parts[0]).read(128)
+            self.sample_rate, self._speakers = rate, self._speakers_of(stream.layout, channels)
             self.tags = _av_tags({**container.metadata, **stream.metadata})
             self.has_cover = bool(container.streams.video)
             promised = [part.frames for part in self._layout.parts]
@@ -268,8 +219,12 @@ class AudioStream:
                 f" {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz"
             )
 
-    def _named(self, count: int) -> tuple[str, ...]:
-        return speakers_of_mask(self._layout.mask, count)
+    def _speakers_of(self, layout: Any, count: int) -> tuple[str, ...]:
+        """The loudspeakers of a frame that PyAV decoded."""
+        names = named([channel.name for channel in layout.channels], count)
+        if names is None and self._aac and count > 2:
+            names = of_aac(self._aac, count)
+        return names or by_count(count)
 
     def _part_file(self, part: Part) -> PartFile:
         return PartFile(self._file.fileno(), part)
@@ -308,7 +263,7 @@ class AudioStream:
         for part in parts:
             if self._layout.library == "soundfile":
                 with soundfile.SoundFile(self._part_file(part)) as file:
-                    speakers = self._named(file.channels)
+                    speakers = of_mask(self._layout.mask, file.channels)
                     for block in file.blocks(BLOCK_FRAMES, frames=file.frames, dtype="float32", always_2d=True):
                         yield _Piece(block.T, file.samplerate, speakers)
             else:
@@ -360,13 +315,15 @@ class AudioStream:
                 promised = round(stream.duration * stream.time_base * stream.sample_rate)
             if is_flac:
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
+            if (container.format.name, stream.codec_context.name) == ("caf", "alac"):
+                stream.codec_context.options = {"flags2": "+skip_manual"}  # the last frame is short by itself
             for frame, is_damaged in _frames(self.path, container, stream):
                 failing += is_damaged
                 if frame is None:
                     continue
                 damaged, failing = damaged + failing, 0  # what fails at the end is an end
                 samples = _as_float(frame)
-                speakers = _speakers(frame.layout, len(samples))
+                speakers = self._speakers_of(frame.layout, len(samples))
                 if is_flac and frame.pts is not None:
                     start = round(frame.pts * frame.time_base * frame.sample_rate)
                     limit = part.frames or start
@@ -420,7 +377,7 @@ def _short(found: int, promised: int, rate: int) -> str:
 def _demuxed(path: Path, file: PartFile, kind: str) -> Any:
     import av  # here, because it takes a quarter of a second that WAV need not wait for
 
-    format_name = kind if kind in ("mp3", "flac", "ogg") else None
+    format_name = kind if kind in ("mp3", "flac", "ogg", "dts") else None
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
     try:
         return av.open(file, format=format_name, options=options, metadata_errors="replace")
@@ -477,10 +434,6 @@ def _as_float(frame: Any) -> Waveform:
         return samples.astype(np.float32, copy=False)
     scale = _INTEGERS[kind]
     return ((samples.astype(np.float64) - (scale if kind == "u8" else 0)) / scale).astype(np.float32)
-
-
-def _speakers(layout: Any, count: int) -> tuple[str, ...]:
-    return named([channel.name for channel in layout.channels], count)
 
 
 def _av_tags(metadata: dict[str, str]) -> dict[str, str]:

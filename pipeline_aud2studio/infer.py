@@ -306,14 +306,22 @@ def open_takes(
     if len(paths) == 1 or args.aligned:
         yield 0, [take_of_file(path, args.start, args.end, *options) for path in paths]
         return
-    from .alignment.gather import decoded_bytes, gather
+    from .alignment.gather import NoOtherFitsError, decoded_bytes, gather
 
     reference = None if args.reference is None else args.reference - 1
     takes, names = [take_of_file(path, None, None, *options) for path in paths], [path.name for path in paths]
     files.check_output(job.output, args.overwrite, decoded_bytes(takes))
     folder = job.output.absolute().parent
     max_takes = pipeline().max_recordings
-    with gather(takes, names, max_takes, reference, args.force, lambda text: say(f"notice: {text}"), folder) as found:
+    with contextlib.ExitStack() as stack:
+        gathering = gather(takes, names, max_takes, reference, args.force, lambda text: say(f"notice: {text}"), folder)
+        try:
+            found = stack.enter_context(gathering)
+        except NoOtherFitsError as error:
+            path = paths[error.reference]
+            say(f"notice: {one_line(error)}; {path} is restored alone")
+            yield error.reference, [take_of_file(path, args.start, args.end, *options)]
+            return
         path = paths[found.reference]
         yield found.reference, [excerpt(take, path, args.start, args.end) for take in found.takes]
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from . import audio, files
 from .audio import Waveform
-from .decode import mixed
 from .files import Spool
+from .speakers import mixed
 
 if TYPE_CHECKING:
     from .pipeline import Aud2StudioPipeline

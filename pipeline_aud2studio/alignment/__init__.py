@@ -96,6 +96,18 @@ class AlignmentResult:
         }
 
 
+class NothingInCommonError(ValueError):
+    """Fewer than two recordings can be used.
+
+    Attributes:
+        best: index of the recording that the others were compared with; None if none can be used.
+    """
+
+    def __init__(self, message: str, best: int | None) -> None:
+        super().__init__(message)
+        self.best = best
+
+
 def align(
     recordings: Sequence[Source],
     sample_rate: float | None = None,
@@ -115,7 +127,8 @@ def align(
         rough: whether a reference with none but rough alignments (:attr:`Alignment.is_rough`) is enough, too.
 
     Raises:
-        ValueError: fewer than two recordings can be used; the message names each with the reason.
+        NothingInCommonError: fewer than two recordings can be used; the message names each with the reason.
+        ValueError: the reference cannot be used.
     """
     takes = tuple(_as_recording(source, sample_rate, index) for index, source in enumerate(recordings))
     if len(takes) < 2:
@@ -146,7 +159,8 @@ def align(
         faults = [f"{take.name} {survey.fault}" for take, survey in zip(takes, surveys, strict=True) if survey.fault]
         others = next(iter(attempts.values()), ()) if len(usable) > 1 else ()
         refusals = [f"{each.name} {each.reason}" for each in others if each.reason and not each.accepted]
-        raise ValueError(f"fewer than two recordings can be aligned: {'; '.join(refusals or faults)}")
+        best = (usable[0] if usable else None) if reference is None else reference
+        raise NothingInCommonError(f"fewer than two recordings can be aligned: {'; '.join(refusals or faults)}", best)
     for each in attempts[chosen]:
         if not each.accepted:
             logger.warning("%s is left out: it %s", each.name, each.reason)

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 from ..files import AudioError, Spool
 from ..restore_file import Take
-from . import AlignmentResult, align
+from . import AlignmentResult, NothingInCommonError, align
 from .clock import Recording
 
 # That predict: with more a block has too few frames for their filters, and memory grows by the square.
 MAX_CHANNELS = 12
+SEVERAL = "they seem to be several recordings: restore each, or parts of one as one piece with --join"
+MAX_PAUSE_S = 2.0  # of a recorder between two parts
+
+
+class NoOtherFitsError(AudioError):
+    """No recording has anything in common with the reference.
+
+    Attributes:
+        reference: index of the recording that can be restored alone.
+    """
+
+    def __init__(self, message: str, reference: int) -> None:
+        super().__init__(message)
+        self.reference = reference
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ def gather(
         folder: whose disk holds the decoded recordings, see :func:`decoded_bytes`.
 
     Raises:
-        AudioError: a recording cannot be read, fewer than two can be used, or the reference cannot.
+        NoOtherFitsError: nothing but the reference can be used.
+        AudioError: a recording cannot be read, the reference cannot be used, or they are parts of one, see `follow`.
         OSError: the disk is full.
     """
     # The aligner's own warnings say the same of those that are refused.
@@ -70,9 +87,16 @@ def gather(
         try:
             # The rate is the reference's, as with files.
             result = align(recordings, None, reference, force, progress=True, rough=True)
+        except NothingInCommonError as error:
+            if error.best is None or any(follow(takes, names)):
+                raise AudioError(f"{error}; {SEVERAL}") from None
+            raise NoOtherFitsError(f"{error}; {SEVERAL}", error.best) from None
         except ValueError as error:
-            hint = "; they seem to be several recordings: restore each, or parts of one as one piece with --join"
-            raise AudioError(f"{error}{hint if 'fewer than two' in str(error) else ''}") from None
+            raise AudioError(str(error)) from None
+        unfit = {index for index, each in enumerate(result.alignments) if not (each.accepted or each.is_rough)}
+        for one, other in follow(takes, names):
+            if unfit & {one, other}:
+                raise AudioError(f"{names[other]} follows {names[one]} and has no sound in common with it: {SEVERAL}")
         seen = result.accepted[:max_takes]
         predicting = _predicting(result, seen, sum(takes[index].num_channels for index in seen))
         for index, alignment in enumerate(result.alignments):
@@ -88,6 +112,45 @@ def gather(
             blocks = partial(result.blocks, index)
             aligned.append(replace(take, blocks=blocks, only_predicts=index in predicting))
         yield Gathered(result.reference, aligned, result)
+
+
+def follow(takes: Sequence[Take], names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Find recordings that seem to be consecutive parts of one: of one format, and numbered or timed one by one.
+
+    Yields:
+        The index of a part and of the next.
+    """
+    formats = [(take.sample_rate, take.num_channels, take.subtype) for take in takes]
+    for one, other in permutations(range(len(takes)), 2):
+        if formats[one] == formats[other]:
+            if _is_next(names[one], names[other]) or _is_resumed(takes[one], takes[other]):
+                yield one, other
+
+
+def _is_next(name: str, other: str) -> bool:
+    """Whether two names are the same but for one number, which is higher by one in the second."""
+    words, others = re.split(r"(\d+)", name), re.split(r"(\d+)", other)
+    differing = [pair for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    if len(words) != len(others) or len(differing) != 1 or not (differing[0][0] + differing[0][1]).isdecimal():
+        return False
+    return int(differing[0][1]) == int(differing[0][0]) + 1
+
+
+def _is_resumed(one: Take, other: Take) -> bool:
+    """Whether a recording began when another ended, by what their recorder noted."""
+    began, begins = _beginning(one), _beginning(other)
+    if began is None or begins is None or not one.frames:
+        return False
+    pause_s = begins[1] - began[1] - one.frames / one.sample_rate
+    return began[0] == begins[0] and 0 <= pause_s < MAX_PAUSE_S
+
+
+def _beginning(take: Take) -> tuple[bytes, float] | None:
+    """Date and seconds since midnight at which a recorder began, as BWF's `bext` chunk has them (EBU Tech 3285)."""
+    for chunk in take.chunks:
+        if chunk[:4] == b"bext" and len(chunk) >= 354:
+            return chunk[328:338], int.from_bytes(chunk[346:354], "little") / take.sample_rate
+    return None
 
 
 def _predicting(result: AlignmentResult, seen: Sequence[int], channels: int) -> list[int]:

@@ -157,6 +157,21 @@ def test_parts_of_one_recorder_are_joined_only_where_that_is_asked_for(
     np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform, whole, atol=2e-6)
 
 
+def test_a_reference_that_no_other_recording_fits_is_restored_alone(
+    tmp_path: Path, toy_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "front.wav", tmp_path / "another night.wav"]
+    for path in paths:
+        files.write(path, (0.1 * rng.standard_normal((1, 12 * RATE))).astype(np.float32), RATE)
+    words = ["--save", str(tmp_path / "o.wav"), "--model", str(toy_model), "--dryness", "0"]
+    assert infer.main([*words, "--inputs", *map(str, paths), "--reference", "2"]) == 0
+    err = capfd.readouterr().err
+    assert "fewer than two recordings can be aligned: front.wav" in err
+    assert err.count("another night.wav is restored alone") == 1
+    np.testing.assert_allclose(files.read(tmp_path / "o.wav").waveform, files.read(paths[1]).waveform, atol=2e-6)
+
+
 @pytest.mark.parametrize("reconstruction", ["faithful", "vocoder", "blend", "prediction"])
 def test_four_threads_share_a_pipeline(toy_pipeline: Aud2StudioPipeline, reconstruction: str) -> None:
     takes = [np.roll(music(1, RATE), 100 * number, axis=1) for number in range(4)]

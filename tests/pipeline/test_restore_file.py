@@ -66,6 +66,18 @@ def test_finishing_follows_the_arrays(toy_pipeline, tmp_path):
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
+@pytest.mark.parametrize("reconstruction", ["faithful", "prediction"])
+@pytest.mark.parametrize("offset", [0.002, -0.1])
+def test_an_offset_does_not_grow(toy_pipeline, tmp_path, reconstruction, offset):
+    """Relative to the sound, whose loudness may be matched."""
+    waveform = recording(2, 7.0) - recording(2, 7.0).mean(axis=1, keepdims=True) + np.float32(offset)
+    soundfile.write(tmp_path / "i.wav", waveform.T, RATE, subtype="FLOAT")
+    settings = Settings(reconstruction=reconstruction, is_float=True)
+    found = restored(toy_pipeline, [tmp_path / "i.wav"], tmp_path, settings)
+    for before, after in zip(waveform, found, strict=True):
+        assert abs(after.mean()) <= 1.01 * abs(before.mean()) * max(1.0, after.std() / before.std()) + 1e-5
+
+
 def test_nothing_stays_on_the_disk(toy_pipeline, tmp_path):
     soundfile.write(tmp_path / "i.wav", recording(1, 1.0).T, RATE)
     restored(toy_pipeline, [tmp_path / "i.wav"], tmp_path, Settings(dryness=0.5))

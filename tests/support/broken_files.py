@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("test_decode.py", "test_command.py", "test_against_ffmpeg.py")
+SOURCES = ("test_decode.py", "test_reported_kinds.py", "test_command.py", "test_against_ffmpeg.py")
 HEAD = """# What it does with broken files
 
 Each line is the name of a test that shows it. Made by `python tests/support/broken_files.py`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from concert import RATE, clock, heard, notes
 
 from pipeline_aud2studio import files, infer
-from pipeline_aud2studio.alignment.gather import decoded_bytes, gather
+from pipeline_aud2studio.alignment.gather import decoded_bytes, follow, gather
 from pipeline_aud2studio.files import AudioError
 from pipeline_aud2studio.restore_file import Take, excerpt
 from pipeline_aud2studio.takes import rms
@@ -104,6 +105,37 @@ def test_too_few_are_an_error(concert: list[Take], tmp_path: Path) -> None:
         gather([concert[2], concert[5]], ["c", "other"], 4, None, False, print, tmp_path),
     ):
         pass
+
+
+def test_parts_of_one_recorder_are_refused_beside_a_recording_that_fits(concert: list[Take], tmp_path: Path) -> None:
+    names = ["STE-000.wav", "balcony.wav", "STE-001.wav"]
+    with (
+        pytest.raises(
+            AudioError, match="STE-001.wav follows STE-000.wav and has no sound in common with it: .*--join"
+        ),
+        gather([concert[2], concert[3], concert[5]], names, 4, 0, False, print, tmp_path),
+    ):
+        pass
+
+
+def test_which_recordings_follow_each_other() -> None:
+    def timed(begins_s: float, date: bytes = b"2026-12-01") -> Take:
+        body = bytes(320) + date + b"20-00-00" + round(begins_s * RATE).to_bytes(8, "little") + bytes(256)
+        return replace(of_array(np.zeros((2, 10 * RATE), np.float32)), chunks=(b"bext" + bytes(4) + body,))
+
+    plain = of_array(np.zeros((2, RATE), np.float32))
+    for names, expected in [
+        (("STE-000.wav", "STE-001.wav"), [(0, 1)]),
+        (("2026-12-01 9.wav", "2026-12-01 10.wav"), [(0, 1)]),
+        (("s2t1.wav", "s1t2.wav"), []),
+        (("front.wav", "front2.wav"), []),
+        (("STE-000.wav", "STE-002.wav"), []),
+    ]:
+        assert [*follow([plain, plain], names)] == expected, names
+    assert [*follow([plain, replace(plain, sample_rate=48000)], ("a1.wav", "a2.wav"))] == []
+    assert [*follow([timed(3610.5), timed(3600)], ("x.wav", "y.wav"))] == [(1, 0)]
+    assert [*follow([timed(3600), timed(3605)], ("x.wav", "y.wav"))] == []
+    assert [*follow([timed(3600), timed(3610.5, b"2026-12-02")], ("x.wav", "y.wav"))] == []
 
 
 def test_the_disk_space_of_decoded_takes_is_what_they_are_written_with(concert: list[Take]) -> None:
