@@ -21,9 +21,12 @@ BLOCK_FRAMES, OVERLAP_FRAMES = 1024, 128  # with hops of 1024 samples at 44.1 kH
 BINS_TOGETHER = 16  # whose expanded past stays in a cache
 
 
-def taps_for(num_channels: int) -> int:
-    """Frames that predict: 24 for one channel, fewer for many, so that a block has ten times as many as unknowns."""
-    return {1: 24, 2: 20, 3: 14, 4: 12}.get(num_channels, max(2, 48 // num_channels))
+def taps_for(num_channels: int, num_frames: int = BLOCK_FRAMES) -> int:
+    """Frames that predict: 24 for one channel, fewer for many or in a short block, which has to have ten frames for
+    every unknown: filters that fit all that they learned from would take everything away.
+    """
+    wanted = {1: 24, 2: 20, 3: 14, 4: 12}.get(num_channels, max(2, 48 // num_channels))
+    return max(1, min(wanted, num_frames // (10 * num_channels)))
 
 
 def power_of(targets: torch.Tensor) -> torch.Tensor:
@@ -58,7 +61,7 @@ def predict_late(
         ValueError: If a number does not fit the spectra.
     """
     channels, bins, frames = stft.shape
-    taps = taps_for(channels) if taps is None else taps
+    taps = taps_for(channels, frames - history) if taps is None else taps
     if not 1 <= num_targets <= channels or taps < 1 or delay < 1 or not 0 <= history < frames:
         raise ValueError(
             f"{num_targets} targets of {channels} channels, {taps} taps, a delay of {delay} and a history of "

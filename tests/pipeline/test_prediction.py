@@ -9,7 +9,7 @@ from nara_wpe.wpe import wpe
 from pipeline_aud2studio.analysis import analyzed, chunks_of
 from pipeline_aud2studio.chunks import ArraySource, Padded
 from pipeline_aud2studio.features import BandImage
-from pipeline_aud2studio.prediction import BLOCK_FRAMES, OVERLAP_FRAMES, power_of, predict_late
+from pipeline_aud2studio.prediction import BLOCK_FRAMES, OVERLAP_FRAMES, power_of, predict_late, taps_for
 from pipeline_aud2studio.spectral import BandTransform
 
 RATE = 44100
@@ -65,6 +65,18 @@ def test_history_predicts_across_the_beginning_of_a_block() -> None:
 def test_numbers_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="do not fit each other"):
         predict_late(spectra(2, 5, 50), **{"num_targets": 1, "taps": 2, **wrong})
+
+
+def test_a_second_of_noise_is_not_predicted_away() -> None:
+    rng = np.random.default_rng(0)
+    stft = torch.from_numpy(rng.standard_normal((1, 40, 43)) + 1j * rng.standard_normal((1, 40, 43)))
+    kept, kept_by_long_filters = (
+        float((stft - predict_late(stft, 1, taps)).abs().square().sum() / stft.abs().square().sum())
+        for taps in (None, 24)
+    )
+    assert kept > 0.8
+    assert kept_by_long_filters < 0.5
+    assert (taps_for(1, 43), taps_for(2, 43), taps_for(2, 1024)) == (4, 2, 20)
 
 
 def in_a_room(seconds: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

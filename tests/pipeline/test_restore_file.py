@@ -45,7 +45,7 @@ def test_a_file_is_restored_like_an_array(toy_pipeline, tmp_path, channels, rate
     found = restored(toy_pipeline, [tmp_path / "i.wav"], tmp_path, Settings(dryness=dryness))
     expected = called(toy_pipeline, [waveform], rate, dryness=dryness)
     assert found.shape == expected.shape == waveform.shape
-    np.testing.assert_allclose(found, expected, atol=1e-4)  # the levels come before or after the resampling
+    np.testing.assert_allclose(found, expected, atol=1e-3)  # the levels come before or after the resampling
 
 
 def test_several_takes_of_another_rate(toy_pipeline, tmp_path):
