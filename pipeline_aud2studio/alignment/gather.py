@@ -93,10 +93,7 @@ def gather(
             raise NoOtherFitsError(f"{error}; {SEVERAL}", error.best) from None
         except ValueError as error:
             raise AudioError(str(error)) from None
-        unfit = {index for index, each in enumerate(result.alignments) if not (each.accepted or each.is_rough)}
-        for one, other in follow(takes, names):
-            if unfit & {one, other}:
-                raise AudioError(f"{names[other]} follows {names[one]} and has no sound in common with it: {SEVERAL}")
+        _check_parts(result, takes, names)
         seen = result.accepted[:max_takes]
         predicting = _predicting(result, seen, sum(takes[index].num_channels for index in seen))
         for index, alignment in enumerate(result.alignments):
@@ -125,6 +122,14 @@ def follow(takes: Sequence[Take], names: Sequence[str]) -> Iterator[tuple[int, i
         if formats[one] == formats[other]:
             if _is_next(names[one], names[other]) or _is_resumed(takes[one], takes[other]):
                 yield one, other
+
+
+def _check_parts(result: AlignmentResult, takes: Sequence[Take], names: Sequence[str]) -> None:
+    """Raise an AudioError where a recording that does not fit is the next part of another, or the one before it."""
+    unfit = {index for index, each in enumerate(result.alignments) if not (each.accepted or each.is_rough)}
+    for one, other in follow(takes, names):
+        if unfit & {one, other}:
+            raise AudioError(f"{names[other]} follows {names[one]} and has no sound in common with it: {SEVERAL}")
 
 
 def _is_next(name: str, other: str) -> bool:

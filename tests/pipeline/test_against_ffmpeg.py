@@ -32,6 +32,8 @@ KINDS = [
     ("wavpack", "wv", 44100),
     ("tta", "tta", 2 * 46080),
 ]
+# Samples of the encoder's delay that Matroska tells of, and FFmpeg 5 plays.
+MATROSKA_DELAYS = {"libmp3lame": 1105, "ac3": 256, "aac": 1024}
 # The rest of what PyAV writes.
 MORE_KINDS = [
     ("pcm_s16le", "w64", 1),
@@ -46,6 +48,7 @@ MORE_KINDS = [
     ("mp2", "mp2", 2 * 1152),
     ("mp2", "mpeg", 2 * 1152),
     ("ac3", "matroska", 2 * 1536),
+    ("aac", "matroska", 2048),
     ("eac3", "eac3", 2 * 1536),
     ("wavpack", "matroska", 44100),
     ("pcm_dvd", "vob", 4096),
@@ -88,9 +91,13 @@ def test_a_file_cut_anywhere_is_what_ffmpeg_makes_of_it(tmp_path: Path, codec: s
     rate = 48000 if codec in ("libopus", "ac3", "eac3", "pcm_dvd") else 44100
     content = with_av(stereo(3 * rate // 2), codec, container, rate=rate)
     path = tmp_path / "cut.bin"
+    path.write_bytes(content)
+    delay = MATROSKA_DELAYS.get(codec, 0) if container == "matroska" else 0
+    if delay and of_ffmpeg(path).shape[1] - ours(path).shape[1] < delay:
+        delay = 0
     for place in np.random.default_rng(0).integers(64, len(content), size=10):
         path.write_bytes(content[:place])
-        found, expected = ours(path), of_ffmpeg(path)
+        found, expected = ours(path), of_ffmpeg(path)[:, delay:]
         length = min(found.shape[1], expected.shape[1])
         assert abs(found.shape[1] - expected.shape[1]) <= end, place
         same = slice(0, max(length - end, 0))
