@@ -34,6 +34,9 @@ HISTORY = 256  # frames, 6 s, after which the slowest decay has forgotten (-89 d
 LOOK_AHEAD = 48  # frames that the floor and the coherence look ahead
 POWER_FLOOR = 1e-7  # of a bin of the coarse STFT, -90 dB below a recording's mean at the normal level
 GATE_BIAS, INTERFERENCE_BIAS = -2.0, -5.0  # of an answer of zeros: the recording, nearly untouched
+# Of the late sound that is predicted from one channel alone, at most this much goes: it is the least certain, and with
+# it validation's mono rooms come out 0.6 dB better, the worst 2.9 dB.
+ALONE_GATE = 0.7
 NUM_TERMS = 2 + len(DECAYS_S)  # of the interference: the recording's own power, the decays, the floor
 
 
@@ -162,7 +165,8 @@ class BandImage:
         pixel, bands = PATCH**2, BANDS_PER_MEL * PATCH
         prediction = F.pixel_shuffle(output[:, :pixel].contiguous().float(), PATCH)
         terms = _from_pixels(output[:, pixel:].float(), bands)  # (rows, 1 + NUM_TERMS, bands, frames)
-        gate = torch.sigmoid(terms[:, 0] + GATE_BIAS)
+        most = torch.where(features.present.sum(1) == 1, ALONE_GATE, 1.0)[:, None, None]
+        gate = most * torch.sigmoid(terms[:, 0] + GATE_BIAS)
         recording, late, difference = features.powers.unbind(1)
         # |Y - gR|^2 in the mean of a band, without its bins.
         left = recording - gate * (recording + late - difference) + gate.square() * late
