@@ -32,7 +32,7 @@ EXAMPLES = Path(__file__).parents[1] / "spaces_app" / "examples"
 RATE, SECONDS = 44100, 3
 NUM_SAMPLES = 32
 BAND_DB = 0.5  # of a band's level: Griffin-Lim makes audible phases of rounding, but no other spectrum
-TOLERANCE = 1e-5  # of the root mean square
+TOLERANCE = 1e-4  # of the root mean square; processors differ by 3e-5
 
 
 def example(name: str) -> np.ndarray:
