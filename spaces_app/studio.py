@@ -83,6 +83,10 @@ REFUSALS = (
         "These do not seem to be recordings of the same performance, or are too short, quiet or noisy to tell. Restore"
         " each of them alone.",
     ),
+    (
+        r"has no sound in common with it",
+        "These seem to be parts of one recording, one after the other. Restore each of them alone.",
+    ),
 )
 UNREADABLE = "{name} cannot be read as a recording: it is damaged, or of a kind that is not known here. " + EXPORT
 

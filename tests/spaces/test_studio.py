@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from pipeline_aud2studio import Aud2StudioPipeline, files
+from pipeline_aud2studio.alignment.gather import SEVERAL
 from pipeline_aud2studio.infer import build_parser, restore
 from pipeline_aud2studio.inspection import inspect
 from pipeline_aud2studio.restore_file import Settings
@@ -215,6 +216,12 @@ def test_recordings_of_two_performances_are_refused(restored: Restore, tmp_path:
     ) as refused:
         restored(*paths)
     assert not FOREIGN.search(str(refused.value))
+
+
+def test_parts_of_one_recording_are_called_so() -> None:
+    error = files.AudioError(f"gig 2.wav follows gig 1.wav and has no sound in common with it: {SEVERAL}")
+    said = str(studio.refusal(error, [Path("gig 1.wav"), Path("gig 2.wav"), Path("other.wav")]))
+    assert said.startswith("These seem to be parts of one recording") and not FOREIGN.search(said)
 
 
 def test_every_format_that_is_read_is_named_before_the_upload() -> None:
