@@ -46,11 +46,13 @@ def test_the_image_has_the_channels_that_the_unet_expects(image: BandImage) -> N
         assert features_of(other, 1)[2].planes.shape[1] + PATCH**2 == image_channels(recordings)[0]
 
 
-@pytest.mark.parametrize(("gate", "left"), [(-50.0, 1.0), (50.0, 0.36)])
-def test_the_gate_takes_late_sound_away(image: BandImage, gate: float, left: float) -> None:
-    """Late sound that is 0.4 of the recording: with the gate open 0.6 of the amplitude remain."""
-    stft, late, features = features_of(image, late=0.4)
-    output = torch.full((2, image_channels(4)[1], 32, FRAMES), -50.0)
+@pytest.mark.parametrize(
+    ("channels", "gate", "left"), [(2, -50.0, 1.0), (2, 50.0, 0.36), (1, -50.0, 1.0), (1, 50.0, 0.5184)]
+)
+def test_the_gate_takes_late_sound_away(image: BandImage, channels: int, gate: float, left: float) -> None:
+    """Late sound that is 0.4 of the recording: with the gate open 0.6 of the amplitude remain, 0.72 of one channel."""
+    stft, late, features = features_of(image, channels, late=0.4)
+    output = torch.full((channels, image_channels(4)[1], 32, FRAMES), -50.0)
     output[:, PATCH**2 : PATCH**2 + 8] = gate
     answer = image.read(output, features)
     found = image.apply(stft, late, answer.gate, answer.gain)
